@@ -25,9 +25,10 @@ def use_legacy_keras() -> None:
             f"qatfast: TensorFlow {tf.__version__} needs the package tf-keras (Keras 2) for quantization-aware "
             f"training. Run: pip install 'tf-keras=={'.'.join(tf.__version__.split('.')[:2])}.*'"
         )
-    set_here = os.environ.setdefault(_SWITCH, "1")
-    if not tf.keras.__version__.startswith("2."):
+    value = os.environ.setdefault(_SWITCH, "1")
+    package = tf.keras.layers.Layer.__module__.split(".")[0]
+    if package != "tf_keras":
         raise ImportError(
-            f"qatfast: tf.keras must be Keras 2, got Keras {tf.keras.__version__} ({_SWITCH}={set_here}). "
+            f"qatfast: tf.keras must be Keras 2 (the package tf_keras), got the package {package} with {_SWITCH}={value}. "
             f"Import qatfast before the first use of tf.keras, or set {_SWITCH}=1 in the environment."
         )

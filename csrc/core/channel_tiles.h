@@ -1,0 +1,175 @@
+// How the CPU cuts a [outer, channels, inner] tensor into blocks of work.
+//
+// The cut depends on the layout alone, never on the number of threads: partial sums over blocks, added in index
+// order, then have the same bits on any machine. LSQ will use the same tiles.
+//
+// Two regimes. In RunTiles, inner is long: a run of `inner` neighbours shares one channel, whose parameters sit in
+// registers. In LaneTiles, inner is short (1, for Keras' last axis): neighbours differ in channel, so parameters
+// are laid out once per tile as wide as the data, one lane per element, and serve every row of the tile.
+#ifndef QATFAST_CORE_CHANNEL_TILES_H_
+#define QATFAST_CORE_CHANNEL_TILES_H_
+
+#include <algorithm>
+#include <cstdint>
+
+#include "core/params.h"
+
+namespace qatfast {
+
+// Runs shorter than this are laid out as lanes: setting up a run costs as much as moving some 64 elements.
+constexpr int64_t kMinRunLength = 64;
+
+// Elements of a tile row, so that a row of data and its parameters fit the first-level cache together.
+constexpr int64_t kTileWidth = 1024;
+
+// Rows of a tile that a loop may take at once.
+constexpr int64_t kRowsAtOnce = 4;
+
+inline bool HasLongRuns(const ChannelLayout& layout) {
+  return layout.inner >= kMinRunLength || layout.channels == 1;
+}
+
+inline int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+class RunTiles {
+ public:
+  static constexpr int64_t kBlockSize = 16 * kTileWidth;
+
+  explicit RunTiles(const ChannelLayout& layout)
+      : channels_(layout.channels),
+        run_length_(layout.channels == 1 ? layout.outer * layout.inner : layout.inner),
+        num_runs_(layout.channels == 1 ? 1 : layout.outer * layout.channels),
+        size_(layout.size()) {}
+
+  int64_t num_blocks() const { return CeilDiv(size_, kBlockSize); }
+
+  // A part of one run that lies in one block. Slots number the pieces in memory order: each start of a run and
+  // each start of a block counts one up.
+  struct Piece {
+    int64_t begin;
+    int64_t length;
+    int64_t channel;
+    int64_t slot;
+  };
+
+  int64_t num_slots() const { return num_runs_ + num_blocks(); }
+
+  template <typename Body>
+  void ForEachPiece(int64_t block, Body body) const {
+    int64_t position = block * kBlockSize;
+    const int64_t block_end = std::min(size_, position + kBlockSize);
+    for (int64_t run = position / run_length_; position < block_end; ++run) {
+      const int64_t end = std::min(block_end, (run + 1) * run_length_);
+      body(Piece{position, end - position, run % channels_, run + block});
+      position = end;
+    }
+  }
+
+  // Calls body(slot) for the pieces of `channel`, in memory order.
+  template <typename Body>
+  void ForEachSlot(int64_t channel, Body body) const {
+    if (size_ == 0) return;
+    for (int64_t run = channel; run < num_runs_; run += channels_) {
+      const int64_t first_block = run * run_length_ / kBlockSize;
+      const int64_t last_block = ((run + 1) * run_length_ - 1) / kBlockSize;
+      for (int64_t block = first_block; block <= last_block; ++block) body(run + block);
+    }
+  }
+
+ private:
+  int64_t channels_;
+  int64_t run_length_;
+  int64_t num_runs_;
+  int64_t size_;
+};
+
+class LaneTiles {
+ public:
+  // Elements of a block, about: large against the setting up of its lanes, small against what threads share.
+  static constexpr int64_t kBlockSize = 128 * kTileWidth;
+
+  explicit LaneTiles(const ChannelLayout& layout)
+      : channels_(layout.channels), inner_(layout.inner), size_(layout.size()) {
+    const int64_t period = std::max<int64_t>(1, channels_ * inner_);
+    if (period <= kTileWidth) {
+      // Several rows of the tensor side by side; the last row of tiles may then be shorter.
+      row_length_ = kTileWidth / period * period;
+      tile_width_ = row_length_;
+    } else {
+      row_length_ = period;
+      tile_width_ = kTileWidth / inner_ * inner_;
+    }
+    num_rows_ = CeilDiv(size_, row_length_);
+    tiles_per_row_ = CeilDiv(row_length_, tile_width_);
+    rows_per_block_ = std::max<int64_t>(1, kBlockSize / tile_width_);
+  }
+
+  int64_t num_row_blocks() const { return CeilDiv(num_rows_, rows_per_block_); }
+  int64_t num_blocks() const { return num_row_blocks() * tiles_per_row_; }
+
+  // One block: `width` lanes, the first of which is column `first_column` of rows [first_row, last_row).
+  struct Tile {
+    int64_t first_column;
+    int64_t width;
+    int64_t first_row;
+    int64_t last_row;
+    int64_t row_block;
+  };
+
+  Tile tile(int64_t block) const {
+    const int64_t row_block = block / tiles_per_row_;
+    const int64_t first_column = block % tiles_per_row_ * tile_width_;
+    const int64_t first_row = row_block * rows_per_block_;
+    return {first_column, std::min(tile_width_, row_length_ - first_column), first_row,
+            std::min(num_rows_, first_row + rows_per_block_), row_block};
+  }
+
+  // Calls body(begin, length, rows, stride) for the rows of the tile: `rows` at once (`at_once`, or 1 where
+  // fewer are left) that lie `stride` apart, `length` elements of each: tile.width, or fewer where the tensor ends.
+  template <typename Body>
+  void ForEachRows(const Tile& tile, int64_t at_once, Body body) const {
+    for (int64_t row = tile.first_row; row < tile.last_row;) {
+      const int64_t begin = row * row_length_ + tile.first_column;
+      const bool together = row + at_once <= tile.last_row &&
+                            begin + (at_once - 1) * row_length_ + tile.width <= size_;
+      const int64_t rows = together ? at_once : 1;
+      const int64_t length = std::min(tile.width, size_ - begin);
+      if (length > 0) body(begin, length, rows, row_length_);
+      row += rows;
+    }
+  }
+
+  // Calls body(channel, first_lane, last_lane) for the lanes of each channel in the tile, in memory order. A
+  // channel comes more than once where rows lie side by side.
+  template <typename Body>
+  void ForEachChannel(const Tile& tile, Body body) const {
+    int64_t channel = tile.first_column / inner_ % channels_;
+    for (int64_t lane = 0; lane < tile.width; lane += inner_) {
+      body(channel, lane, lane + inner_);
+      channel = channel + 1 == channels_ ? 0 : channel + 1;
+    }
+  }
+
+  // Partial sums: one per row block and channel.
+  int64_t num_slots() const { return num_row_blocks() * channels_; }
+  int64_t slot(int64_t row_block, int64_t channel) const { return row_block * channels_ + channel; }
+
+  template <typename Body>
+  void ForEachSlot(int64_t channel, Body body) const {
+    for (int64_t row_block = 0; row_block < num_row_blocks(); ++row_block) body(slot(row_block, channel));
+  }
+
+ private:
+  int64_t channels_;
+  int64_t inner_;
+  int64_t size_;
+  int64_t row_length_;
+  int64_t tile_width_;
+  int64_t num_rows_;
+  int64_t tiles_per_row_;
+  int64_t rows_per_block_;
+};
+
+}  // namespace qatfast
+
+#endif  // QATFAST_CORE_CHANNEL_TILES_H_

@@ -1,0 +1,102 @@
+#include "core/cpu_execution.h"
+
+#include <unistd.h>
+
+#include <cstdlib>
+
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
+namespace qatfast {
+namespace {
+
+constexpr Isa kIsas[] = {Isa::kPortable, Isa::kAvx2, Isa::kAvx512};
+
+#if defined(__x86_64__)
+constexpr uint64_t kFlushDenormals = 0x8040;  // MXCSR: flush to zero, denormals are zero
+uint64_t ReadControlRegister() { return _mm_getcsr(); }
+void WriteControlRegister(uint64_t value) { _mm_setcsr(static_cast<unsigned>(value)); }
+#elif defined(__aarch64__)
+constexpr uint64_t kFlushDenormals = uint64_t{1} << 24;  // FPCR: FZ
+uint64_t ReadControlRegister() {
+  uint64_t value;
+  asm volatile("mrs %0, fpcr" : "=r"(value));
+  return value;
+}
+void WriteControlRegister(uint64_t value) { asm volatile("msr fpcr, %0" ::"r"(value)); }
+#else
+constexpr uint64_t kFlushDenormals = 0;
+uint64_t ReadControlRegister() { return 0; }
+void WriteControlRegister(uint64_t) {}
+#endif
+
+Isa DetectBestIsa() {
+  Isa best = Isa::kPortable;
+  for (Isa isa : kIsas) {
+    if (IsSupported(isa)) best = isa;
+  }
+  Isa wanted;
+  const char* name = std::getenv("QATFAST_ISA");
+  if (name != nullptr && ParseIsa(name, &wanted) && IsSupported(wanted)) return wanted;
+  return best;
+}
+
+}  // namespace
+
+const char* IsaName(Isa isa) {
+  switch (isa) {
+    case Isa::kAvx512:
+      return "avx512";
+    case Isa::kAvx2:
+      return "avx2";
+    default:
+      return "portable";
+  }
+}
+
+bool ParseIsa(const std::string& name, Isa* isa) {
+  for (Isa candidate : kIsas) {
+    if (name == IsaName(candidate)) {
+      *isa = candidate;
+      return true;
+    }
+  }
+  return false;
+}
+
+bool IsSupported(Isa isa) {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (isa == Isa::kAvx512) {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  }
+  if (isa == Isa::kAvx2) return __builtin_cpu_supports("avx2");
+#endif
+  return isa == Isa::kPortable;
+}
+
+Isa BestIsa() {
+  static const Isa best = DetectBestIsa();
+  return best;
+}
+
+int64_t LastLevelCacheBytes() {
+  static const int64_t bytes = [] {
+#if defined(_SC_LEVEL3_CACHE_SIZE)
+    const long level3 = sysconf(_SC_LEVEL3_CACHE_SIZE);
+    if (level3 > 0) return static_cast<int64_t>(level3);
+#endif
+    return int64_t{32} << 20;  // unknown, as in many virtual machines: what servers commonly have
+  }();
+  return bytes;
+}
+
+ScopedFlushDenormals::ScopedFlushDenormals() : saved_(ReadControlRegister()) {
+  WriteControlRegister(saved_ | kFlushDenormals);
+}
+
+ScopedFlushDenormals::~ScopedFlushDenormals() { WriteControlRegister(saved_); }
+
+}  // namespace qatfast

@@ -1,0 +1,51 @@
+// How the CPU kernels run: on whose threads, with which instructions, in which floating-point mode.
+#ifndef QATFAST_CORE_CPU_EXECUTION_H_
+#define QATFAST_CORE_CPU_EXECUTION_H_
+
+#include <cstdint>
+#include <functional>
+#include <string>
+
+namespace qatfast {
+
+// Calls body(begin, end) for disjoint ranges that together cover [0, count), possibly at the same time on
+// several threads, and returns when all are done. `cycles_each` estimates the cost of one unit.
+using RangeBody = std::function<void(int64_t begin, int64_t end)>;
+using ParallelFor = std::function<void(int64_t count, int64_t cycles_each, const RangeBody& body)>;
+
+enum class Isa { kPortable, kAvx2, kAvx512 };
+
+const char* IsaName(Isa isa);
+
+// The best instruction set that this processor has. QATFAST_ISA=portable|avx2|avx512 lowers it.
+Isa BestIsa();
+
+// Whether this processor can run code compiled for `isa`.
+bool IsSupported(Isa isa);
+
+// Parses a name that IsaName returns. False if there is no such name.
+bool ParseIsa(const std::string& name, Isa* isa);
+
+struct CpuExecution {
+  ParallelFor parallel_for;
+  Isa isa = BestIsa();
+};
+
+// Size in bytes of the last-level cache: an output beyond it is worth writing around the caches.
+int64_t LastLevelCacheBytes();
+
+// While it lives, denormal inputs and results of this thread count as zero, as in every TensorFlow kernel.
+class ScopedFlushDenormals {
+ public:
+  ScopedFlushDenormals();
+  ~ScopedFlushDenormals();
+  ScopedFlushDenormals(const ScopedFlushDenormals&) = delete;
+  ScopedFlushDenormals& operator=(const ScopedFlushDenormals&) = delete;
+
+ private:
+  uint64_t saved_;
+};
+
+}  // namespace qatfast
+
+#endif  // QATFAST_CORE_CPU_EXECUTION_H_

@@ -1,0 +1,40 @@
+// Fake quantization: quantize and dequantize, with a straight-through gradient.
+#ifndef QATFAST_CORE_FAKE_QUANT_H_
+#define QATFAST_CORE_FAKE_QUANT_H_
+
+#include <cstdint>
+
+#include "core/cpu_execution.h"
+#include "core/params.h"
+
+namespace qatfast {
+
+// The first channel whose range cannot be quantized to (see IsValid in quant_math.h), or -1.
+template <typename T>
+int64_t FindInvalidRange(const FakeQuantParams<T>& params);
+
+// y = fake_quant(x). `y` may be `x`. Precondition: FindInvalidRange(params) == -1.
+template <typename T>
+void FakeQuant(const FakeQuantParams<T>& params, const T* x, T* y, const CpuExecution& execution);
+
+// What to compute of the gradient: `grad_x` always, the sums for the range only if `grad_min` is not null.
+// The sums accumulate in double in an order that depends on the layout alone.
+template <typename T>
+struct FakeQuantGradients {
+  T* grad_x = nullptr;
+  Arithmetic<T>* grad_min = nullptr;
+  Arithmetic<T>* grad_max = nullptr;
+  double* workspace = nullptr;  // FakeQuantGradWorkspaceSize doubles, if grad_min is not null
+};
+
+// How many doubles the sums need on the way.
+int64_t FakeQuantGradWorkspaceSize(const ChannelLayout& layout);
+
+// The gradients of FakeQuant at x. `grad_x` may be `grad_y`. Precondition as for FakeQuant.
+template <typename T>
+void FakeQuantGrad(const FakeQuantParams<T>& params, const T* grad_y, const T* x,
+                   const FakeQuantGradients<T>& gradients, const CpuExecution& execution);
+
+}  // namespace qatfast
+
+#endif  // QATFAST_CORE_FAKE_QUANT_H_

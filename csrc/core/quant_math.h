@@ -1,0 +1,115 @@
+// Every formula of fake quantization, written once for CPU and GPU.
+//
+// Bit-exactness rests on these expressions as they stand: compile without contraction into fused multiply-add
+// and without reassociation. All functions are forced inline, so that no copy of them compiled for a newer
+// instruction set can be linked into code for an older one.
+#ifndef QATFAST_CORE_QUANT_MATH_H_
+#define QATFAST_CORE_QUANT_MATH_H_
+
+#include <cmath>
+#include <limits>
+
+#include "core/params.h"
+
+#if defined(__CUDACC__)
+#define QATFAST_INLINE __host__ __device__ __forceinline__
+#else
+#define QATFAST_INLINE inline __attribute__((always_inline))
+#endif
+
+namespace qatfast {
+
+template <typename A>
+struct Range {
+  A min;
+  A max;
+};
+
+// A range moved so that zero is on its grid, and what maps a value to that grid.
+template <typename A>
+struct NudgedRange {
+  A min;
+  A max;
+  A scale;
+  A inv_scale;
+  A quant_zero;
+};
+
+// min == max == 0 stands for "nothing to quantize": zeros forward, the whole gradient backward.
+template <typename A>
+QATFAST_INLINE bool IsZero(Range<A> range) {
+  return range.min == A(0) && range.max == A(0);
+}
+
+// Whether the quantization step is a positive normal number. It is not if an end is infinite or NaN, if
+// min >= max, if max - min overflows, or if the step is so small that dividing by it would.
+template <typename A>
+QATFAST_INLINE bool IsValid(Range<A> range, QuantRange grid) {
+  const A scale = (range.max - range.min) / static_cast<A>(grid.steps());
+  return IsZero(range) || (scale >= std::numeric_limits<A>::min() && scale <= std::numeric_limits<A>::max());
+}
+
+// The range that [min, max] becomes when zero must be on the grid: moved by less than a step where it crosses
+// zero, stretched to zero where it does not. The arithmetic is that of MCT's adjust_range_to_include_zero.
+template <typename A>
+QATFAST_INLINE Range<A> IncludeZero(Range<A> range, QuantRange grid) {
+  const A scale = (range.max - range.min) / static_cast<A>(grid.steps());
+  const A min_on_grid = scale * std::nearbyint(range.min / scale);
+  const A max_on_grid = range.max - range.min + min_on_grid;
+  if (IsZero(range)) return {A(0), A(0)};
+  if (range.min > A(0)) return {A(0), range.max};
+  if (range.max < A(0)) return {range.min, A(0)};
+  return {min_on_grid, max_on_grid};
+}
+
+// The chain rule through IncludeZero, rounding taken as constant. A range across zero becomes
+// [k, k + steps] * (max - min) / steps with k = round(min / scale): both ends follow max - min alone.
+template <typename A>
+QATFAST_INLINE Range<double> IncludeZeroGradient(Range<double> grad, Range<A> range, QuantRange grid) {
+  if (IsZero(range)) return grad;
+  if (range.min > A(0)) return {0.0, grad.max};
+  if (range.max < A(0)) return {grad.min, 0.0};
+  const A scale = (range.max - range.min) / static_cast<A>(grid.steps());
+  const double lower = static_cast<double>(std::nearbyint(range.min / scale)) / grid.steps();
+  const double grad_width = lower * grad.min + (1.0 + lower) * grad.max;
+  return {-grad_width, grad_width};
+}
+
+// `Nudge` of tensorflow/core/kernels/fake_quant_ops_functor.h, free of branches. Meaningless if IsZero(range).
+template <typename A>
+QATFAST_INLINE NudgedRange<A> Nudge(Range<A> range, QuantRange grid) {
+  const A quant_min = static_cast<A>(grid.quant_min);
+  const A quant_max = static_cast<A>(grid.quant_max);
+  NudgedRange<A> nudged;
+  nudged.scale = (range.max - range.min) / (quant_max - quant_min);
+  nudged.inv_scale = (quant_max - quant_min) / (range.max - range.min);
+  const A from_min = quant_min - range.min / nudged.scale;
+  // std::round of a number that is not negative: halves go up, but 0.49999997 does not.
+  const A whole = std::floor(from_min);
+  const A rounded = from_min - whole >= A(0.5) ? whole + A(1) : whole;
+  const A zero_point = from_min < quant_min ? quant_min : (from_min > quant_max ? quant_max : rounded);
+  nudged.min = (quant_min - zero_point) * nudged.scale;
+  nudged.max = (quant_max - zero_point) * nudged.scale;
+  nudged.quant_zero = std::floor(-nudged.min * nudged.inv_scale + A(0.5));
+  return nudged;
+}
+
+// x rounded to the grid, halves up. NaN stays NaN; infinities go to the ends.
+template <bool kPerChannel, typename A>
+QATFAST_INLINE A FakeQuantize(A x, const NudgedRange<A>& range) {
+  const A below_max = x > range.max ? range.max : x;
+  const A clamped = below_max < range.min ? range.min : below_max;
+  const A shifted = clamped - range.min;
+  const A steps = kPerChannel ? shifted * range.inv_scale : shifted / range.scale;
+  return std::floor(steps - range.quant_zero + A(0.5)) * range.scale;
+}
+
+// The straight-through estimator: grad_y where x is in the range, ends included. NaN is not.
+template <typename A>
+QATFAST_INLINE A StraightThrough(A grad_y, A x, A min, A max) {
+  return x >= min && x <= max ? grad_y : A(0);
+}
+
+}  // namespace qatfast
+
+#endif  // QATFAST_CORE_QUANT_MATH_H_
