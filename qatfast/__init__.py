@@ -4,6 +4,32 @@ from qatfast._keras import use_legacy_keras
 
 use_legacy_keras()
 
-from qatfast import ops, reference  # noqa: E402
+from qatfast import ops, quantizers, reference  # noqa: E402
+from qatfast._library import build_info  # noqa: E402
+from qatfast.config import (  # noqa: E402
+    CalibrationMethod,
+    QATConfig,
+    TrainableQuantizerActivationConfig,
+    TrainableQuantizerWeightsConfig,
+    TrainingMethod,
+)
+from qatfast.model import finalize_model, load_model, quantize_model  # noqa: E402
+from qatfast.quantizers import BaseKerasQATTrainableQuantizer  # noqa: E402
+from qatfast.wrapper import KerasTrainableQuantizationWrapper  # noqa: E402
 
-__all__ = ["ops", "reference"]
+__all__ = [
+    "BaseKerasQATTrainableQuantizer",
+    "CalibrationMethod",
+    "KerasTrainableQuantizationWrapper",
+    "QATConfig",
+    "TrainableQuantizerActivationConfig",
+    "TrainableQuantizerWeightsConfig",
+    "TrainingMethod",
+    "build_info",
+    "finalize_model",
+    "load_model",
+    "ops",
+    "quantize_model",
+    "quantizers",
+    "reference",
+]

@@ -6,6 +6,7 @@ hold the native kernels against them, and `QATFAST_BACKEND=reference` runs a mod
 
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from qatfast._validation import check_attributes, convert_input, convert_parameter
@@ -88,13 +89,15 @@ def nudge(x, min, max, quant_min, quant_max, axis, include_zero) -> NudgedRange:
     """
     min, max = _as_runtime_value(min), _as_runtime_value(max)
     steps = _as_runtime_value(tf.constant(quant_max - quant_min, min.dtype))
+    ordered = tf.logical_and(tf.logical_and(min > -np.inf, max < np.inf), min <= max)  # NaN is not
     if include_zero:
         min, max = range_with_zero(min, max, steps)
     scale = (max - min) / steps
     is_zero = tf.logical_and(tf.equal(min, 0.0), tf.equal(max, 0.0))
-    valid = tf.logical_or(is_zero, tf.logical_and(scale >= scale.dtype.as_numpy_dtype(2**-126), scale < scale.dtype.max))
+    smallest_normal = np.finfo(scale.dtype.as_numpy_dtype).tiny
+    divisible = tf.logical_and(scale >= smallest_normal, scale <= scale.dtype.max)
     check = tf.debugging.Assert(
-        tf.reduce_all(valid),
+        tf.reduce_all(tf.logical_and(ordered, tf.logical_or(is_zero, divisible))),
         ["fake_quant: min and max must be finite and min less than max (or both 0), got min", min, "and max", max],
     )
     with tf.control_dependencies([check] if check is not None else []):
@@ -156,9 +159,10 @@ def _broadcast_to_channels(value, x, axis):
     """Reshapes a [channels] tensor to have x's rank, with its values along `axis`."""
     if axis is None:
         return value
+    if x.shape.rank is not None:  # static, as XLA asks for
+        return tf.reshape(value, [-1 if i == axis % x.shape.rank else 1 for i in range(x.shape.rank)])
     rank = tf.rank(x)
-    shape = tf.tensor_scatter_nd_update(tf.ones([rank], tf.int32), [[axis % rank]], [-1])
-    return tf.reshape(value, shape)
+    return tf.reshape(value, tf.tensor_scatter_nd_update(tf.ones([rank], tf.int32), [[axis % rank]], [-1]))
 
 
 def _sum_per_channel(values, axis):
@@ -166,6 +170,7 @@ def _sum_per_channel(values, axis):
     values = tf.cast(values, tf.float64)
     if axis is None:
         return tf.reduce_sum(values)
+    if values.shape.rank is not None:
+        return tf.reduce_sum(values, [i for i in range(values.shape.rank) if i != axis % values.shape.rank])
     rank = tf.rank(values)
-    others = tf.boolean_mask(tf.range(rank), tf.not_equal(tf.range(rank), axis % rank))
-    return tf.reduce_sum(values, others)
+    return tf.reduce_sum(values, tf.boolean_mask(tf.range(rank), tf.not_equal(tf.range(rank), axis % rank)))

@@ -25,6 +25,11 @@ constexpr int64_t kTileWidth = 1024;
 // Rows of a tile that a loop may take at once.
 constexpr int64_t kRowsAtOnce = 4;
 
+// Elements by which arrays that are walked side by side are longer than a tile row is wide. Without it they lie a
+// multiple of 4 KiB apart, all their current lines fall into one set of the first-level cache, and evict each other.
+constexpr int64_t kTilePadding = 48;
+constexpr int64_t kPaddedTileWidth = kTileWidth + kTilePadding;
+
 inline bool HasLongRuns(const ChannelLayout& layout) {
   return layout.inner >= kMinRunLength || layout.channels == 1;
 }

@@ -11,11 +11,11 @@ namespace {
 // Nudged ranges, one per lane of a tile.
 template <typename A>
 struct NudgedLanes {
-  alignas(64) A min[kTileWidth];
-  alignas(64) A max[kTileWidth];
-  alignas(64) A scale[kTileWidth];
-  alignas(64) A inv_scale[kTileWidth];
-  alignas(64) A quant_zero[kTileWidth];
+  alignas(64) A min[kPaddedTileWidth];
+  alignas(64) A max[kPaddedTileWidth];
+  alignas(64) A scale[kPaddedTileWidth];
+  alignas(64) A inv_scale[kPaddedTileWidth];
+  alignas(64) A quant_zero[kPaddedTileWidth];
 };
 
 // Enough independent sums to fill the vectors of every instruction set, so that all of them add in one order.
@@ -27,8 +27,8 @@ struct RunSums {
 };
 
 struct LaneSums {
-  alignas(64) double below[kTileWidth] = {};
-  alignas(64) double above[kTileWidth] = {};
+  alignas(64) double below[kPaddedTileWidth] = {};
+  alignas(64) double above[kPaddedTileWidth] = {};
 };
 
 template <typename T>

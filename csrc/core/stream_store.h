@@ -70,15 +70,15 @@ class StreamingWriter {
       compute(output, stride);
       return;
     }
-    compute(buffer_, kTileWidth);
+    compute(buffer_, kPaddedTileWidth);
     for (int64_t row = 0; row < rows; ++row) {
-      StreamCopy(output + row * stride, buffer_ + row * kTileWidth, length * static_cast<int64_t>(sizeof(T)));
+      StreamCopy(output + row * stride, buffer_ + row * kPaddedTileWidth, length * static_cast<int64_t>(sizeof(T)));
     }
   }
 
  private:
   bool stream_;
-  alignas(64) T buffer_[kRowsAtOnce * kTileWidth];
+  alignas(64) T buffer_[kRowsAtOnce * kPaddedTileWidth];
 };
 
 }  // namespace qatfast

@@ -2,6 +2,7 @@
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <atomic>
 #include <cstring>
@@ -67,6 +68,15 @@ py::array_t<T> Contiguous(const std::string& op, const std::string& argument, co
   return py::reinterpret_borrow<py::array_t<T>>(array);
 }
 
+// A range end: an array, used in place, or a number.
+template <typename A>
+py::array_t<A> RangeEnd(const std::string& op, const std::string& argument, const py::object& end) {
+  if (py::isinstance<py::array>(end)) return Contiguous<A>(op, argument, py::reinterpret_borrow<py::array>(end));
+  const auto converted = py::array_t<A>::ensure(end);
+  if (!converted) Fail(op, argument, "a number or an array", py::repr(end));
+  return converted;
+}
+
 void CheckShape(const std::string& op, const std::string& argument, const py::array& array, const py::array& like) {
   if (!array.attr("shape").equal(like.attr("shape"))) {
     Fail(op, argument, "of shape " + ShapeString(like), ShapeString(array));
@@ -130,14 +140,14 @@ FakeQuantParams<T> MakeParams(const std::string& op, const Attributes& attribute
 }
 
 template <typename T>
-py::array_t<T> PyFakeQuant(const py::array& x, const py::array& min, const py::array& max, int num_bits,
+py::array_t<T> PyFakeQuant(const py::array& x, const py::object& min, const py::object& max, int num_bits,
                            bool narrow_range, std::optional<int> axis, bool include_zero,
                            const std::optional<py::array>& out, int num_threads,
                            const std::optional<std::string>& isa) {
   const std::string op = "fake_quant";
   const auto x_view = Contiguous<T>(op, "x", x);
-  const auto min_view = Contiguous<Arithmetic<T>>(op, "min", min);
-  const auto max_view = Contiguous<Arithmetic<T>>(op, "max", max);
+  const auto min_view = RangeEnd<Arithmetic<T>>(op, "min", min);
+  const auto max_view = RangeEnd<Arithmetic<T>>(op, "max", max);
   const auto params = MakeParams<T>(op, {num_bits, narrow_range, axis, include_zero}, x, min_view, max_view);
   const CpuExecution execution = MakeExecution(op, num_threads, isa);
   auto y = OutputLike<T>(op, out, x);
@@ -150,15 +160,15 @@ py::array_t<T> PyFakeQuant(const py::array& x, const py::array& min, const py::a
 }
 
 template <typename T>
-py::tuple PyFakeQuantGrad(const py::array& grad_y, const py::array& x, const py::array& min, const py::array& max,
+py::tuple PyFakeQuantGrad(const py::array& grad_y, const py::array& x, const py::object& min, const py::object& max,
                           int num_bits, bool narrow_range, std::optional<int> axis, bool include_zero,
                           bool with_range, const std::optional<py::array>& out, int num_threads,
                           const std::optional<std::string>& isa) {
   const std::string op = "fake_quant_grad";
   const auto grad_y_view = Contiguous<T>(op, "grad_y", grad_y);
   const auto x_view = Contiguous<T>(op, "x", x);
-  const auto min_view = Contiguous<Arithmetic<T>>(op, "min", min);
-  const auto max_view = Contiguous<Arithmetic<T>>(op, "max", max);
+  const auto min_view = RangeEnd<Arithmetic<T>>(op, "min", min);
+  const auto max_view = RangeEnd<Arithmetic<T>>(op, "max", max);
   CheckShape(op, "grad_y", grad_y, x);
   const auto params = MakeParams<T>(op, {num_bits, narrow_range, axis, include_zero}, x, min_view, max_view);
   const CpuExecution execution = MakeExecution(op, num_threads, isa);
@@ -168,7 +178,7 @@ py::tuple PyFakeQuantGrad(const py::array& grad_y, const py::array& x, const py:
   py::object grad_min = py::none(), grad_max = py::none();
   std::vector<double> workspace;
   if (with_range) {
-    const std::vector<py::ssize_t> shape(min.shape(), min.shape() + min.ndim());
+    const std::vector<py::ssize_t> shape(min_view.shape(), min_view.shape() + min_view.ndim());
     py::array_t<Arithmetic<T>> min_sums(shape), max_sums(shape);
     gradients.grad_min = min_sums.mutable_data();
     gradients.grad_max = max_sums.mutable_data();

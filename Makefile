@@ -1,0 +1,57 @@
+# make demo | test | bench | lint. Each makes the virtual environment that it needs, and installs what is missing.
+#
+# TF is the TensorFlow to build against and run on: make test TF=2.15.1. Each has an environment of its own.
+
+TF ?= 2.21.0
+PYTHON ?= python3
+JOBS ?= $(shell nproc)
+VENV := .venv/tf-$(TF)
+LINT := .venv/lint
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml setup.py README.md $(shell find csrc qatfast -name '*.cc' -o -name '*.h' -o -name '*.py')
+FORMATTED := $(shell find csrc -name '*.cc' -o -name '*.h')
+
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+.PHONY: install demo test bench lint format clean
+
+install: $(VENV)/.installed
+
+# A build without isolation compiles against the TensorFlow of the environment, so that comes first.
+$(VENV)/.tensorflow:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet "tensorflow==$(TF)" "setuptools>=64" wheel "pybind11>=2.11"
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.tensorflow $(SOURCES)
+	QATFAST_JOBS=$(JOBS) $(BIN)/pip install --quiet --no-build-isolation ".[test,bench,demo]"
+	touch $@
+
+demo: install
+	$(BIN)/python examples/mnist_qat.py --output demo_output
+
+test: install
+	HYPOTHESIS_PROFILE=ci $(BIN)/pytest -n $(JOBS) tests
+
+bench: install
+	$(BIN)/pytest benchmarks --benchmark-json=.benchmarks/latest.json
+	$(BIN)/python benchmarks/table.py .benchmarks/latest.json
+
+$(LINT)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(LINT)
+	$(LINT)/bin/pip install --quiet "ruff==0.17.*" "clang-format==23.*"
+	touch $@
+
+lint: $(LINT)/.installed
+	$(LINT)/bin/ruff check .
+	$(LINT)/bin/ruff format --check .
+	$(LINT)/bin/clang-format --dry-run --Werror $(FORMATTED)
+
+format: $(LINT)/.installed
+	$(LINT)/bin/ruff check --fix .
+	$(LINT)/bin/ruff format .
+	$(LINT)/bin/clang-format -i $(FORMATTED)
+
+clean:
+	rm -rf .venv build *.egg-info .benchmarks demo_output

@@ -1,0 +1,240 @@
+"""From a float Keras model to one that trains quantized, and from that to one to deploy."""
+
+import os
+
+import numpy as np
+import tensorflow as tf
+from mct_quantizers import (
+    KerasActivationQuantizationHolder,
+    KerasQuantizationWrapper,
+    QuantizationTarget,
+    keras_load_quantized_model,
+)
+from tqdm import tqdm
+
+from qatfast.calibration import activation_params, observe, representative_batches, weight_params
+from qatfast.config import QATConfig, TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
+from qatfast.graph import activation_points, all_layers, check_graph_model, clone_layer, rebuild
+from qatfast.quantizers.base import get_quantizer_class
+from qatfast.wrapper import (
+    KerasTrainableQuantizationWrapper,
+    inferable_holder,
+    inferable_wrapper,
+    is_trainable_quantizer,
+    quantizer_custom_objects,
+)
+
+__all__ = ["finalize_model", "load_model", "quantize_model"]
+
+# The kernel's attribute and channel axis. Conv2DTranspose is a Conv2D, so the order matters.
+_KERNELS = (
+    (tf.keras.layers.Conv2DTranspose, "kernel", 2),
+    (tf.keras.layers.DepthwiseConv2D, "depthwise_kernel", 2),
+    (tf.keras.layers.Conv2D, "kernel", 3),
+    (tf.keras.layers.Dense, "kernel", 1),
+)
+_DEFAULT_CONFIG = QATConfig()
+
+
+def quantize_model(
+    model: tf.keras.Model, representative_data, config: QATConfig = _DEFAULT_CONFIG
+) -> tf.keras.Model:  # fmt: skip
+    """Returns a model that computes with quantized kernels and activations, ready to compile and train.
+
+    Kernels of Conv2D, DepthwiseConv2D, Conv2DTranspose and Dense layers are wrapped; other layers stay as they are.
+    Activations are quantized, in a `KerasActivationQuantizationHolder`, after the input, activation layers, layers
+    with a non-linear `activation`, additions, concatenations and the like, wherever a layer reads them. A linear
+    layer's output on its way to BatchNormalization or an activation is not, and neither are the model's outputs: no
+    layer reads them. (Where a layer reads an output too, that layer reads it quantized, and the output stays float.)
+
+    Args:
+        model: A float Sequential or Functional model, which stays as it is. Its nested models are flattened.
+        representative_data: Data like the model's inputs, to calibrate ranges on: an array, a list of arrays (one per
+            input), a function that returns an iterable of batches, or an iterable of batches (`tf.data.Dataset`,
+            generator); see `calibration.representative_batches`.
+        config: Bit-widths, methods, and what to leave in float.
+
+    Returns:
+        A Functional model of the same inputs, outputs, name, weights and trainable flags, not compiled. Wrapped layers
+        keep their names; the holder after layer 'relu' is called 'relu_activation_holder_quantizer'.
+
+    Raises:
+        TypeError: `model` is no Keras model, or `config` no QATConfig.
+        ValueError: The model is subclassed, not built or quantized already; nothing would be quantized, or no kernel
+            that would be is trainable; `float_layers` names a layer that there is not; the representative data is
+            empty, does not fit, or makes a layer's output not finite; no quantizer fits the configuration.
+    """
+    if not isinstance(config, QATConfig):
+        raise TypeError(f"quantize_model: config must be a QATConfig, got {type(config).__name__}")
+    check_graph_model("quantize_model", model)
+    _check_not_quantized(model)
+    float_model = rebuild(model)
+    _check_float_layers(float_model, config)
+    kernels = {id(layer): kernel for layer in float_model.layers if (kernel := _find_kernel(layer, config))}
+    _check_kernels(float_model, kernels)
+
+    quantizers = {}
+    for layer in tqdm(float_model.layers, desc="Calibrating kernels", unit="layer"):
+        if id(layer) in kernels:
+            quantizers[id(layer)] = _weights_quantizer(layer, *kernels[id(layer)], config)
+    holders = _activation_holders(float_model, representative_data, config)
+
+    def wrap(layer, name):
+        clone = clone_layer(layer, name)
+        if id(layer) not in kernels:
+            return clone
+        attribute, _ = kernels[id(layer)]
+        return KerasTrainableQuantizationWrapper(
+            clone, {attribute: quantizers[id(layer)]}, name=name, trainable=layer.trainable
+        )
+
+    return rebuild(float_model, wrap, holders)
+
+
+def finalize_model(qat_model: tf.keras.Model) -> tf.keras.Model:
+    """Returns the model to deploy: the same outputs, computed by mct-quantizers' inferable quantizers only.
+
+    Nothing of qatfast is left in it: it loads with `mct_quantizers.keras_load_quantized_model`.
+
+    Args:
+        qat_model: A model from `quantize_model` or `load_model`, or a Functional or Sequential model of your own with
+            trainable quantizers. It stays as it is, ready to go on training.
+
+    Returns:
+        A Functional model of the same inputs, outputs and names, not compiled and not trainable.
+
+    Raises:
+        TypeError: `qat_model` is no Keras model.
+        ValueError: It is subclassed or not built, or has no trainable quantizer; or a quantizer cannot be exported
+            such that it computes what it trained.
+    """
+    check_graph_model("finalize_model", qat_model)
+    found = False
+
+    def convert(layer, name):
+        nonlocal found
+        if isinstance(layer, KerasQuantizationWrapper):
+            found |= any(map(is_trainable_quantizer, layer.weights_quantizers.values()))
+            return inferable_wrapper(layer, name)
+        if isinstance(layer, KerasActivationQuantizationHolder):
+            found |= is_trainable_quantizer(layer.activation_holder_quantizer)
+            return inferable_holder(layer, name)
+        return clone_layer(layer, name)
+
+    finalized = rebuild(qat_model, convert)
+    if not found:
+        raise ValueError(
+            f"finalize_model: qat_model must have trainable quantizers, got {qat_model.name!r} without any"
+        )
+    finalized.trainable = False
+    return finalized
+
+
+def load_model(path: str | os.PathLike, custom_objects: dict | None = None, compile: bool = True) -> tf.keras.Model:
+    """Loads a QAT model or a finalized model from an .h5 or .keras file or a SavedModel folder.
+
+    Quantizers of your own are found if their classes are defined: import their module first.
+
+    Args:
+        path: The file or folder.
+        custom_objects: Further classes and functions by name, as for `tf.keras.models.load_model`.
+        compile: Whether to compile the model as it was when it was saved, with the optimizer's state.
+
+    Returns:
+        The model; its outputs equal those of the model that was saved.
+    """
+    objects = {
+        **quantizer_custom_objects(),
+        KerasTrainableQuantizationWrapper.__name__: KerasTrainableQuantizationWrapper,
+        **(custom_objects or {}),
+    }
+    path = os.fspath(path)
+    model = keras_load_quantized_model(path, custom_objects=objects, compile=compile)
+    if compile and os.path.isdir(path) and model.optimizer is not None:
+        _restore_optimizer(model, path)
+    return model
+
+
+def _restore_optimizer(model, path):
+    """Restores the optimizer's state from a SavedModel: Keras creates the optimizer's variables too late to do so."""
+    if hasattr(model.optimizer, "build"):
+        model.optimizer.build(model.trainable_variables)
+    model.load_weights(os.path.join(path, "variables", "variables")).expect_partial()
+
+
+def _find_kernel(layer, config):
+    """(attribute, channel axis) of the layer's kernel to quantize, or None."""
+    if layer.name in config.float_layers:
+        return None
+    return next(((attribute, axis) for kind, attribute, axis in _KERNELS if isinstance(layer, kind)), None)
+
+
+def _weights_quantizer(layer, attribute, channel_axis, config):
+    kernel = getattr(layer, attribute).numpy()
+    if not np.isfinite(kernel).all():
+        raise ValueError(f"quantize_model: the {attribute} of layer {layer.name!r} must be finite, got NaN or infinity")
+    method = config.weight_quantization_method
+    quantizer_class = get_quantizer_class(QuantizationTarget.Weights, method, config.weight_training_method)
+    quantization_config = TrainableQuantizerWeightsConfig(
+        weights_quantization_method=method,
+        weights_n_bits=config.weight_n_bits,
+        weights_quantization_params=weight_params(kernel, channel_axis, config),
+        enable_weights_quantization=True,
+        weights_channels_axis=channel_axis,
+        weights_per_channel_threshold=config.weight_per_channel,
+        min_threshold=config.min_threshold,
+    )
+    return quantizer_class(quantization_config, **(config.weight_quantizer_params_override or {}))
+
+
+def _activation_holders(model, representative_data, config):
+    """Maps id(tensor) to the holder of every activation of `model` to quantize."""
+    points = activation_points(model, config.quantize_input, config.float_layers)
+    if not points:
+        return {}
+    method = config.activation_quantization_method
+    quantizer_class = get_quantizer_class(QuantizationTarget.Activation, method, config.activation_training_method)
+    histograms = observe(model, points, representative_batches(representative_data, model))
+    holders = {}
+    for point, histogram in zip(points, histograms, strict=True):
+        quantization_config = TrainableQuantizerActivationConfig(
+            activation_quantization_method=method,
+            activation_n_bits=config.activation_n_bits,
+            activation_quantization_params=activation_params(histogram, config),
+            enable_activation_quantization=True,
+            min_threshold=config.min_threshold,
+        )
+        quantizer = quantizer_class(quantization_config, **(config.activation_quantizer_params_override or {}))
+        holders[id(point.tensor)] = KerasActivationQuantizationHolder(quantizer, name=point.holder_name)
+    return holders
+
+
+def _check_not_quantized(model):
+    quantized = (KerasQuantizationWrapper, KerasActivationQuantizationHolder)
+    names = [layer.name for layer in all_layers(model) if isinstance(layer, quantized)]
+    if names:
+        raise ValueError(
+            f"quantize_model: model must be a float model, got {model.name!r} with quantized layers {names}"
+        )
+
+
+def _check_float_layers(model, config):
+    names = [layer.name for layer in model.layers]
+    unknown = [name for name in config.float_layers if name not in names]
+    if unknown:
+        raise ValueError(f"quantize_model: float_layers must name layers of the model, {names}, got {unknown}")
+
+
+def _check_kernels(model, kernels):
+    if not kernels:
+        kinds = ", ".join(kind.__name__ for kind, _, _ in _KERNELS)
+        raise ValueError(
+            f"quantize_model: nothing gets quantized: model must have a layer of {kinds} outside float_layers, got "
+            f"{model.name!r} with layers {[layer.name for layer in model.layers]}"
+        )
+    layers = [layer for layer in model.layers if id(layer) in kernels]
+    if not any(layer.trainable for layer in layers):
+        raise ValueError(
+            f"quantize_model: at least one quantized kernel must be trainable, got trainable=False on all of "
+            f"{[layer.name for layer in layers]}"
+        )

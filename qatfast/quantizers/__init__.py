@@ -1,0 +1,12 @@
+"""Trainable quantizers for Keras, and the interface to write one."""
+
+from qatfast.quantizers.base import BaseKerasQATTrainableQuantizer, VariableGroup, get_quantizer_class
+from qatfast.quantizers.ste import STEActivationQuantizer, STEWeightsQuantizer
+
+__all__ = [
+    "BaseKerasQATTrainableQuantizer",
+    "STEActivationQuantizer",
+    "STEWeightsQuantizer",
+    "VariableGroup",
+    "get_quantizer_class",
+]

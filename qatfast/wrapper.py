@@ -1,0 +1,143 @@
+"""The Keras layers that quantizers train in, and their conversion to layers of mct-quantizers alone."""
+
+import tensorflow as tf
+from mct_quantizers import KerasActivationQuantizationHolder, KerasQuantizationWrapper
+
+from qatfast.quantizers.base import quantizer_classes
+
+__all__ = [
+    "KerasTrainableQuantizationWrapper",
+    "copy_weights",
+    "inferable_holder",
+    "inferable_wrapper",
+    "is_trainable_quantizer",
+    "quantizer_custom_objects",
+]
+
+
+class KerasTrainableQuantizationWrapper(KerasQuantizationWrapper):
+    """Wraps a layer and quantizes some of its weights with trainable quantizers.
+
+    Args:
+        layer: The Keras layer.
+        weights_quantizers: Maps names of the layer's weights ('kernel', 'depthwise_kernel') to quantizers.
+        **kwargs: As for mct-quantizers' `KerasQuantizationWrapper`.
+    """
+
+    @classmethod
+    def from_config(cls, config):
+        """Returns the wrapper that `get_config` described; quantizer classes need no registration."""
+        with tf.keras.utils.custom_object_scope(quantizer_custom_objects()):
+            return super().from_config(config)
+
+    def build(self, input_shape):
+        """Builds the wrapped layer and the quantizers' variables."""
+        super().build(input_shape)
+        self._built_for = input_shape
+        _call_through_wrapper_only(self.layer)
+
+    def convert_to_inferable_quantizers(self) -> KerasQuantizationWrapper:
+        """Returns a built wrapper of mct-quantizers with the same name, weights and output; this one stays as it is.
+
+        Raises:
+            ValueError: This wrapper is not built.
+        """
+        return inferable_wrapper(self, self.name)
+
+
+def quantizer_custom_objects() -> dict[str, type]:
+    """Returns the trainable quantizers by class name, the newest of each name, as Keras' `custom_objects`."""
+    return {cls.__name__: cls for cls in quantizer_classes()}
+
+
+def is_trainable_quantizer(quantizer) -> bool:
+    """Returns whether a quantizer can be converted to an inferable one."""
+    return callable(getattr(quantizer, "convert2inferable", None))
+
+
+def inferable_wrapper(wrapper: KerasQuantizationWrapper, name: str) -> KerasQuantizationWrapper:
+    """Returns a built `KerasQuantizationWrapper` of another name, with inferable quantizers and the same weights.
+
+    Raises:
+        ValueError: `wrapper` is not built.
+    """
+    if not wrapper.built:
+        raise ValueError(f"{type(wrapper).__name__}: layer {wrapper.name} must be built to be converted, got unbuilt")
+    positional = {}
+    if wrapper.weight_values:
+        positional = {
+            "weight_values": {position: variable.numpy() for position, variable, _ in wrapper.get_weights_vars()},
+            "op_call_args": list(wrapper.op_call_args),
+            "op_call_kwargs": dict(wrapper.op_call_kwargs),
+            "is_inputs_as_list": wrapper.is_inputs_as_list,
+        }
+    converted = KerasQuantizationWrapper(
+        layer=type(wrapper.layer).from_config(wrapper.layer.get_config()),
+        weights_quantizers={name: _inferable(quantizer) for name, quantizer in wrapper.weights_quantizers.items()},
+        name=name,
+        dtype=wrapper.dtype_policy,
+        **positional,
+    )
+    converted.build(_build_input_shape(wrapper))
+    _call_through_wrapper_only(converted.layer)
+    copy_weights(wrapper, converted)
+    return converted
+
+
+def inferable_holder(holder: KerasActivationQuantizationHolder, name: str) -> KerasActivationQuantizationHolder:
+    """Returns a `KerasActivationQuantizationHolder`, called `name`, with the inferable quantizer of `holder`'s."""
+    return KerasActivationQuantizationHolder(_inferable(holder.activation_holder_quantizer), name=name)
+
+
+def copy_weights(source: tf.keras.layers.Layer, target: tf.keras.layers.Layer) -> None:
+    """Copies a built layer's weights to a built layer of the same kind; either may be wrapped.
+
+    A wrapper's kernels are its own, and leave the wrapped layer's lists when it is first called, so quantized weights
+    are matched by name and the others by order. Quantizers' variables are not copied.
+
+    Args:
+        source: A layer, wrapped or not.
+        target: The same layer, wrapped or not; at least the target's quantized weights exist in the source.
+    """
+    if isinstance(source, KerasActivationQuantizationHolder):
+        return  # all its variables are its quantizer's
+    quantized = dict.fromkeys(name for layer in (source, target) for name in _quantized_weights(layer))
+    for (_, value), (_, variable) in zip(_weights(source, quantized), _weights(target, quantized), strict=True):
+        variable.assign(value)
+
+
+def _weights(layer, quantized):
+    """(name, variable) of the quantized weights, and then (None, variable) of the wrapped layer's others."""
+    own = _quantized_weights(layer)
+    inner = layer.layer if isinstance(layer, KerasQuantizationWrapper) else layer
+    named = [(name, own[name] if name in own else getattr(inner, name)) for name in quantized]
+    others = [variable for variable in inner.weights if all(variable is not other for _, other in named)]
+    return named + [(None, variable) for variable in others]
+
+
+def _quantized_weights(layer):
+    if not isinstance(layer, KerasQuantizationWrapper):
+        return {}
+    return {name: variable for name, variable, _ in layer.get_weights_vars()}
+
+
+def _build_input_shape(wrapper):
+    """The shape that a wrapper was built for; Keras keeps it for layers that it built itself, but not from a file."""
+    if isinstance(wrapper, KerasTrainableQuantizationWrapper):
+        return wrapper._built_for
+    return wrapper.get_input_shape_at(0)
+
+
+def _call_through_wrapper_only(layer):
+    """Keeps Keras from tracing `layer` on its own for a SavedModel, which fails: its kernel is the wrapper's tensor.
+
+    Keras does so for layers whose input spec fixes the rank (Conv2DTranspose). A wrapped layer's spec has no other
+    use, since the wrapper calls `layer.call`.
+    """
+    layer.input_spec = None
+
+
+def _inferable(quantizer):
+    if is_trainable_quantizer(quantizer):
+        return quantizer.convert2inferable()
+    return type(quantizer).from_config(quantizer.get_config())

@@ -1,0 +1,89 @@
+"""Loading: what runs on what, and what is said when it cannot."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import tensorflow as tf
+
+import qatfast
+from qatfast import _core, _library
+
+
+def run_python(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+
+
+def test_build_info_tells_what_this_installation_is_made_of():
+    info = qatfast.build_info()
+    assert info["tensorflow"] == tf.__version__
+    assert info["tensorflow_built_for"].split(".")[:2] == tf.__version__.split(".")[:2]
+    assert info["backend"] == "native"
+    assert info["instruction_sets"][0] == "portable"
+    assert info["cuda_architectures"] == []
+    assert os.path.exists(info["library"])
+
+
+def test_wheel_requires_the_tensorflow_that_it_was_built_for():
+    import importlib.metadata
+
+    minor = ".".join(tf.__version__.split(".")[:2])
+    required = importlib.metadata.requires("qatfast")
+    assert f"tensorflow=={minor}.*" in required
+    assert (f"tf-keras=={minor}.*" in required) == (minor != "2.15")
+
+
+def test_another_tensorflow_is_refused_with_both_versions_and_the_way_out(monkeypatch):
+    monkeypatch.setattr(_core, "build_facts", lambda: {"tensorflow": "2.3.1"})
+    with pytest.raises(ImportError, match=r"built for TensorFlow 2\.3\.1, but TensorFlow .* is installed") as raised:
+        _library.load_ops()
+    assert tf.__version__ in str(raised.value)
+    assert "pip install --force-reinstall --no-deps --no-build-isolation ." in str(raised.value)
+
+
+def test_a_missing_op_library_is_an_error_not_a_fallback(monkeypatch):
+    monkeypatch.setattr(_library, "_library_path", lambda: None)
+    with pytest.raises(ImportError, match="the op library is not built"):
+        _library.load_ops()
+
+
+def test_reference_backend_runs_on_request_only():
+    result = run_python(
+        "import qatfast; assert qatfast.build_info()['backend'] == 'reference'; assert qatfast.ops._native is None;"
+        "print(qatfast.ops.fake_quant([0.3], -1.0, 1.0).numpy())",
+        QATFAST_BACKEND="reference",
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_unknown_backend_is_refused():
+    result = run_python("import qatfast", QATFAST_BACKEND="fast")
+    assert "QATFAST_BACKEND must be one of native, reference, got 'fast'" in result.stderr
+
+
+def test_a_lower_instruction_set_can_be_asked_for():
+    code = "import qatfast; print(qatfast.ops.fake_quant([0.3], -1.0, 1.0, num_bits=4).numpy()[0])"
+    results = {run_python(code, QATFAST_ISA=isa).stdout for isa in ("portable", "avx2", "")}
+    assert len(results) == 1
+
+
+keras_3 = pytest.mark.skipif(tf.__version__.startswith("2.15"), reason="TensorFlow 2.15 has Keras 2 only")
+
+
+@keras_3
+def test_keras_2_is_chosen_even_after_tensorflow_was_imported():
+    code = "import tensorflow as tf, qatfast; print(tf.keras.layers.Layer.__module__)"
+    environment = {key: value for key, value in os.environ.items() if key != "TF_USE_LEGACY_KERAS"}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout.startswith("tf_keras")
+
+
+@keras_3
+def test_keras_3_in_use_is_an_error_that_says_what_to_do():
+    code = "import tensorflow as tf; tf.keras.Sequential; import qatfast"
+    environment = {key: value for key, value in os.environ.items() if key != "TF_USE_LEGACY_KERAS"}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert "Import qatfast before the first use of tf.keras, or set TF_USE_LEGACY_KERAS=1" in result.stderr

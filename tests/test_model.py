@@ -1,0 +1,355 @@
+"""Whole models: quantized, trained, saved, loaded, exported."""
+
+import mct_quantizers
+import numpy as np
+import pytest
+import tensorflow as tf
+from mct_quantizers import KerasActivationQuantizationHolder, KerasQuantizationWrapper, QuantizationMethod
+from models import METHODS, SAVE_FORMATS, conv_net, dense_net, images, labels, layers, train, weights_config
+
+import qatfast
+from qatfast.quantizers import STEWeightsQuantizer
+
+FOUR_BITS = {"weight_n_bits": 4, "activation_n_bits": 4}
+ROWS = np.random.default_rng(5).normal(size=(16, 6)).astype(np.float32)
+
+
+def predict(model, data=None):
+    """The model's outputs as arrays, computed eagerly: that traces nothing."""
+    outputs = model(images() if data is None else data, training=False)
+    return tf.nest.map_structure(lambda tensor: tensor.numpy(), outputs)
+
+
+def wrapped(model):
+    return [layer.name for layer in model.layers if isinstance(layer, KerasQuantizationWrapper)]
+
+
+def held(model):
+    """Names of the layers that are read through a holder."""
+    suffix = "_activation_holder_quantizer"
+    return [
+        layer.name.split(suffix)[0] for layer in model.layers if isinstance(layer, KerasActivationQuantizationHolder)
+    ]
+
+
+@pytest.fixture(scope="module")
+def float_model():
+    return conv_net()
+
+
+@pytest.fixture(scope="module")
+def qat_model(float_model):
+    return train(qatfast.quantize_model(float_model, images(), qatfast.QATConfig(**FOUR_BITS)))
+
+
+def test_kernels_are_wrapped_and_activations_held_where_layers_read_them(qat_model):
+    assert wrapped(qat_model) == ["conv", "depthwise", "transpose", "head"]
+    # Not conv (linear, before BatchNormalization), norm, flatten; not head: its softmax is the model's output.
+    assert held(qat_model) == ["image", "relu", "depthwise", "tf___operators___add"]
+
+
+def test_every_reader_of_a_quantized_tensor_reads_its_holder(qat_model):
+    holder = qat_model.get_layer("relu_activation_holder_quantizer")
+    readers = {node.layer.name for node in holder.outbound_nodes}
+    assert readers == {"depthwise", "tf.__operators__.add"}
+
+
+def test_the_float_model_is_not_changed(float_model):
+    config, weights = float_model.to_json(), float_model.get_weights()
+    expected = predict(float_model)
+    quantized = qatfast.quantize_model(float_model, images())
+    for variable in quantized.weights:
+        variable.assign(tf.zeros_like(variable))
+    assert float_model.to_json() == config
+    for now, before in zip(float_model.get_weights(), weights, strict=True):
+        np.testing.assert_array_equal(now, before)
+    np.testing.assert_array_equal(predict(float_model), expected)
+
+
+def test_sixteen_bits_compute_nearly_what_float_does(float_model):
+    config = qatfast.QATConfig(weight_n_bits=16, activation_n_bits=16)
+    quantized = qatfast.quantize_model(float_model, images(), config)
+    np.testing.assert_allclose(predict(quantized), predict(float_model), atol=1e-3)
+
+
+def test_the_exported_model_equals_the_trained_one_in_graph_mode_too(qat_model):
+    exported = qatfast.finalize_model(qat_model)
+    np.testing.assert_array_equal(exported.predict(images(), verbose=0), qat_model.predict(images(), verbose=0))
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_exported_model_equals_the_trained_one_bit_for_bit(float_model, tmp_path, method, per_channel):
+    config = qatfast.QATConfig(
+        **FOUR_BITS,
+        weight_quantization_method=method,
+        activation_quantization_method=method,
+        weight_per_channel=per_channel,
+        weight_calibration_method=qatfast.CalibrationMethod.MSE,
+        activation_calibration_method=qatfast.CalibrationMethod.MSE,
+    )
+    trained = qatfast.quantize_model(float_model, images(), config)
+    for kernel in trained.trainable_weights:  # as training does: away from where the ranges were calibrated
+        kernel.assign_add(tf.random.stateless_normal(kernel.shape, [1, 2], stddev=0.1))
+    exported = qatfast.finalize_model(trained)
+    np.testing.assert_array_equal(predict(exported), predict(trained))
+    exported.save(tmp_path / "exported.keras")
+    loaded = mct_quantizers.keras_load_quantized_model(str(tmp_path / "exported.keras"))
+    np.testing.assert_array_equal(predict(loaded), predict(trained))
+
+
+@pytest.mark.parametrize("suffix", SAVE_FORMATS)
+def test_a_qat_model_loads_with_its_optimizer_trains_on_and_exports(qat_model, tmp_path, suffix):
+    path = tmp_path / f"qat{suffix}"
+    qat_model.save(path)
+    loaded = qatfast.load_model(path)
+    np.testing.assert_array_equal(predict(loaded), predict(qat_model))
+    assert loaded.optimizer.iterations.numpy() == 1
+    for now, before in zip(loaded.optimizer.variables, qat_model.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(now, before)
+    np.testing.assert_array_equal(predict(qatfast.finalize_model(loaded)), predict(qat_model))
+    loaded.fit(images(), labels(), verbose=0)
+    assert np.any(predict(loaded) != predict(qat_model))
+    with pytest.raises(RuntimeError, match="compile"):
+        qatfast.load_model(path, compile=False).fit(images(), labels(), verbose=0)
+
+
+@pytest.mark.parametrize("suffix", SAVE_FORMATS)
+def test_a_finalized_model_needs_mct_quantizers_alone(qat_model, tmp_path, suffix):
+    finalized = qatfast.finalize_model(qat_model)
+    finalized.save(tmp_path / f"finalized{suffix}")
+    for load in (mct_quantizers.keras_load_quantized_model, qatfast.load_model):
+        loaded = load(str(tmp_path / f"finalized{suffix}"))
+        assert "qatfast" not in loaded.to_json()
+        np.testing.assert_array_equal(predict(loaded), predict(qat_model))
+
+
+def test_finalizing_leaves_the_qat_model_as_it_was(qat_model):
+    before, weights = predict(qat_model), qat_model.get_weights()
+    finalized = qatfast.finalize_model(qat_model)
+    for variable in finalized.weights:
+        variable.assign(tf.zeros_like(variable))
+    for now, then in zip(qat_model.get_weights(), weights, strict=True):
+        np.testing.assert_array_equal(now, then)
+    np.testing.assert_array_equal(predict(qat_model), before)
+    assert len(qat_model.trainable_weights) > 0 and finalized.trainable_weights == []
+
+
+def test_load_model_takes_further_custom_objects(tmp_path):
+    class Doubling(layers.Layer):
+        def call(self, inputs):
+            return 2.0 * inputs
+
+    model = tf.keras.Sequential([tf.keras.Input((6,)), Doubling(), layers.Dense(3)])
+    quantized = qatfast.quantize_model(model, ROWS)
+    quantized.save(tmp_path / "model.h5")
+    loaded = qatfast.load_model(tmp_path / "model.h5", custom_objects={"Doubling": Doubling})
+    np.testing.assert_array_equal(predict(loaded, ROWS), predict(quantized, ROWS))
+
+
+def test_signedness_follows_the_observed_data(qat_model):
+    signed = {
+        name: qat_model.get_layer(f"{name}_activation_holder_quantizer")
+        .activation_holder_quantizer.convert2inferable()
+        .signed
+        for name in held(qat_model)
+    }
+    assert signed == {"image": True, "relu": False, "depthwise": False, "tf___operators___add": False}
+
+
+def test_a_sequential_model_is_quantized():
+    quantized = qatfast.quantize_model(dense_net(), ROWS)
+    assert wrapped(quantized) == ["hidden", "head"] and held(quantized)[1:] == ["hidden"]
+    assert quantized.name == "dense_net"
+
+
+def test_layers_named_stay_in_float_and_so_does_the_input(float_model):
+    config = qatfast.QATConfig(float_layers=["conv", "relu"], quantize_input=False)
+    quantized = qatfast.quantize_model(float_model, images(), config)
+    assert wrapped(quantized) == ["depthwise", "transpose", "head"]
+    assert held(quantized) == ["depthwise", "tf___operators___add"]
+
+
+def test_trainable_flags_are_kept():
+    model = conv_net()
+    model.get_layer("conv").trainable = False
+    model.get_layer("norm").trainable = False
+    quantized = qatfast.quantize_model(model, images())
+    assert [quantized.get_layer(name).trainable for name in ("conv", "norm", "head")] == [False, False, True]
+    kernel = quantized.get_layer("conv").get_weights_vars()[0][1]
+    assert all(kernel is not weight for weight in quantized.trainable_weights)
+    assert len(quantized.trainable_weights) == len(model.trainable_weights)
+
+
+def test_a_model_of_several_inputs_and_outputs_keeps_their_names():
+    a, b = tf.keras.Input((6,), name="a"), tf.keras.Input((6,), name="b")
+    shared = layers.Dense(5, activation="relu", name="shared")
+    joined = layers.Concatenate(name="joined")([shared(a), shared(b)])
+    outputs = {"first": layers.Dense(2, name="first")(joined), "second": layers.Softmax(name="second")(joined)}
+    model = tf.keras.Model({"a": a, "b": b}, outputs)
+    data = {"a": ROWS, "b": -ROWS}
+    quantized = qatfast.quantize_model(model, data, qatfast.QATConfig(weight_n_bits=16, activation_n_bits=16))
+    assert wrapped(quantized) == ["shared", "first"]
+    assert held(quantized) == ["a", "b", "shared", "shared", "joined"]
+    result, expected = predict(quantized, data), predict(model, data)
+    assert list(result) == ["first", "second"]
+    for name in expected:
+        np.testing.assert_allclose(result[name], expected[name], atol=1e-3)
+    finalized = qatfast.finalize_model(quantized)
+    for name, value in predict(finalized, data).items():
+        np.testing.assert_array_equal(value, result[name])
+
+
+def test_an_output_that_a_layer_reads_too_stays_float_and_is_read_quantized():
+    x = tf.keras.Input((6,))
+    features = layers.ReLU(name="features")(x)
+    model = tf.keras.Model(x, [features, layers.Dense(2, name="head")(features)])
+    quantized = qatfast.quantize_model(model, ROWS, qatfast.QATConfig(activation_n_bits=2, quantize_input=False))
+    assert held(quantized) == ["features"]
+    np.testing.assert_array_equal(predict(quantized, ROWS)[0], np.maximum(ROWS, 0))
+
+
+def test_nested_models_are_flattened_shared_ones_share_and_names_stay_apart():
+    block = tf.keras.Sequential([tf.keras.Input((6,)), layers.Dense(6, activation="relu", name="dense")], name="block")
+    x = tf.keras.Input((6,))
+    y = layers.Dense(6, activation="tanh", name="dense")(x)
+    model = tf.keras.Model(x, layers.Dense(2, name="head")(block(block(y))))
+    quantized = qatfast.quantize_model(model, ROWS, qatfast.QATConfig(weight_n_bits=16, activation_n_bits=16))
+    assert wrapped(quantized) == ["dense", "block_dense", "head"]
+    assert held(quantized)[1:] == ["dense", "block_dense", "block_dense"]
+    np.testing.assert_allclose(predict(quantized, ROWS), predict(model, ROWS), atol=1e-3)
+
+
+def test_a_nested_model_called_in_inference_mode_stays_in_it():
+    block = tf.keras.Sequential([tf.keras.Input((6,)), layers.Dense(6), layers.BatchNormalization(name="norm")])
+    x = tf.keras.Input((6,))
+    model = tf.keras.Model(x, layers.Dense(4, activation="softmax")(block(x, training=False)))
+    quantized = train(qatfast.quantize_model(model, ROWS), ROWS)
+    np.testing.assert_array_equal(quantized.get_layer("norm").moving_mean, np.zeros(6))
+
+
+def test_dead_activations_and_channels_are_quantized_with_the_smallest_threshold():
+    model = dense_net()
+    model.get_layer("hidden").set_weights([np.zeros((6, 5)), np.full(5, -1.0)])
+    quantized = qatfast.quantize_model(model, ROWS)
+    np.testing.assert_array_equal(predict(quantized, ROWS), predict(model, ROWS))
+    np.testing.assert_array_equal(predict(qatfast.finalize_model(quantized), ROWS), predict(model, ROWS))
+
+
+def test_a_hand_built_nested_model_is_finalized():
+    def wrap(units):
+        quantizers = {"kernel": STEWeightsQuantizer(weights_config(n_bits=3, axis=-1, threshold=np.ones(units)))}
+        return qatfast.KerasTrainableQuantizationWrapper(layers.Dense(units, name="inner"), quantizers, name="outer")
+
+    block = tf.keras.Sequential([tf.keras.Input((6,)), wrap(5)], name="block")
+    model = tf.keras.Sequential([tf.keras.Input((6,)), block, wrap(3)])
+    finalized = qatfast.finalize_model(model)
+    assert "qatfast" not in finalized.to_json()
+    np.testing.assert_array_equal(predict(finalized, ROWS), predict(model, ROWS))
+
+
+def test_arguments_for_the_quantizers_are_passed_on():
+    config = qatfast.QATConfig(
+        weight_quantizer_params_override={"freeze_quant_params": True},
+        activation_quantizer_params_override={"freeze_quant_params": True},
+    )
+    quantized = qatfast.quantize_model(dense_net(), ROWS, config)
+    assert quantized.get_layer("hidden").weights_quantizers["kernel"].freeze_quant_params is True
+    holder = quantized.get_layer("hidden_activation_holder_quantizer")
+    assert holder.activation_holder_quantizer.freeze_quant_params is True
+
+
+class Subclassed(tf.keras.Model):
+    def __init__(self):
+        super().__init__(name="mine")
+        self.dense = layers.Dense(2)
+
+    def call(self, inputs):
+        return self.dense(inputs)
+
+
+@pytest.mark.parametrize("function", [lambda m: qatfast.quantize_model(m, ROWS), qatfast.finalize_model])
+def test_models_whose_graph_cannot_be_seen_are_refused(function):
+    with pytest.raises(
+        ValueError, match="must be Sequential or Functional, got the subclassed model 'mine' of class Sub"
+    ):
+        function(Subclassed())
+    with pytest.raises(ValueError, match="must be built .*, got 'later' unbuilt"):
+        function(tf.keras.Sequential([layers.Dense(2)], name="later"))
+    with pytest.raises(TypeError, match="model must be a tf.keras.Model .*, got <class 'str'>"):
+        function("model.h5")
+    x = tf.keras.Input((6,))
+    with pytest.raises(ValueError, match="must be Sequential or Functional, got the subclassed model 'mine'"):
+        function(tf.keras.Model(x, Subclassed()(x)))
+
+
+def test_losses_on_the_graph_are_refused():
+    x = tf.keras.Input((6,))
+    model = tf.keras.Model(x, layers.Dense(2)(x), name="lossy")
+    model.add_loss(tf.reduce_sum(model.output))
+    with pytest.raises(ValueError, match="model 'lossy' must have no losses or metrics of add_loss"):
+        qatfast.quantize_model(model, ROWS)
+
+
+def test_a_model_in_which_nothing_gets_quantized_is_an_error():
+    model = tf.keras.Sequential([tf.keras.Input((6,)), layers.ReLU(name="relu")], name="plain")
+    with pytest.raises(
+        ValueError, match="nothing gets quantized: model must have .*, got 'plain' with layers .*'relu'"
+    ):
+        qatfast.quantize_model(model, ROWS)
+    with pytest.raises(ValueError, match="nothing gets quantized"):
+        qatfast.quantize_model(dense_net(), ROWS, qatfast.QATConfig(float_layers=["hidden", "head"]))
+
+
+def test_a_model_without_a_trainable_quantized_kernel_is_an_error():
+    model = dense_net()
+    model.get_layer("hidden").trainable = False
+    config = qatfast.QATConfig(float_layers=["head"])
+    with pytest.raises(ValueError, match=r"must be trainable, got trainable=False on all of \['hidden'\]"):
+        qatfast.quantize_model(model, ROWS, config)
+
+
+@pytest.mark.parametrize("data", [ROWS[:0], [], lambda: iter([])], ids=["array", "list", "function"])
+def test_empty_representative_data_is_an_error(data):
+    with pytest.raises(ValueError, match="representative_data must hold at least one batch, got none"):
+        qatfast.quantize_model(dense_net(), data)
+
+
+def test_a_quantized_model_is_not_quantized_again(qat_model):
+    for model in (qat_model, qatfast.finalize_model(qat_model)):
+        with pytest.raises(ValueError, match="must be a float model, got 'conv_net' with quantized layers .*'conv'"):
+            qatfast.quantize_model(model, images())
+
+
+def test_a_model_without_trainable_quantizers_is_not_finalized(float_model, qat_model):
+    for model in (float_model, qatfast.finalize_model(qat_model)):
+        with pytest.raises(ValueError, match="must have trainable quantizers, got 'conv_net' without any"):
+            qatfast.finalize_model(model)
+
+
+def test_data_that_is_not_finite_is_an_error_that_names_the_layer():
+    with pytest.raises(ValueError, match="output of layer 'input.*' must be finite .* in batch 1"):
+        qatfast.quantize_model(dense_net(), [ROWS, ROWS * np.float32(np.nan)])
+
+
+def test_a_kernel_that_is_not_finite_is_an_error_that_names_the_layer():
+    model = dense_net()
+    model.get_layer("head").kernel.assign(np.full((5, 3), np.inf))
+    with pytest.raises(ValueError, match="the kernel of layer 'head' must be finite"):
+        qatfast.quantize_model(model, ROWS)
+
+
+def test_a_float_layer_that_there_is_not_is_an_error():
+    with pytest.raises(ValueError, match=r"float_layers must name layers of the model, .*'hidden'.*, got \['haed'\]"):
+        qatfast.quantize_model(dense_net(), ROWS, qatfast.QATConfig(float_layers=["head", "haed"]))
+
+
+def test_a_method_without_a_quantizer_is_an_error():
+    config = qatfast.QATConfig(weight_training_method=QuantizationMethod.SYMMETRIC)
+    with pytest.raises(ValueError, match="no quantizer is marked with target Weights"):
+        qatfast.quantize_model(dense_net(), ROWS, config)
+
+
+def test_a_config_of_another_kind_is_an_error():
+    with pytest.raises(TypeError, match="quantize_model: config must be a QATConfig, got dict"):
+        qatfast.quantize_model(dense_net(), ROWS, {})
