@@ -69,7 +69,7 @@ class FreshBuildExt(build_ext):
     Compiles through ccache where there is one.
     """
 
-    def build_extensions(self):
+    def build_extensions(self):  # noqa: D102
         self.force = True
         compiler = self.compiler.compiler_so
         if shutil.which("ccache") and "ccache" not in compiler[0]:

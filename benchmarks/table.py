@@ -27,10 +27,8 @@ def main() -> None:
     with open(parser.parse_args().results) as file:
         results = json.load(file)
     machine = results["machine_info"]
-    cpu = machine["cpu"]
-    print(
-        f"{cpu['brand_raw']}, {cpu['count']} cores; TensorFlow {machine['qatfast']['tensorflow']}; medians, interleaved\n"
-    )
+    cpu, tensorflow = machine["cpu"], machine["qatfast"]["tensorflow"]
+    print(f"{cpu['brand_raw']}, {cpu['count']} cores; TensorFlow {tensorflow}; medians, interleaved\n")
     header = ["case", "shape", "axis", "direction", "ours ms", "stock ms", "memcpy ms", "stock / ours", "ours / memcpy"]
     for row in [header, ["---"] * len(header), *rows(results)]:
         print("| " + " | ".join(row) + " |")

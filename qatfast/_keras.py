@@ -29,6 +29,6 @@ def use_legacy_keras() -> None:
     package = tf.keras.layers.Layer.__module__.split(".")[0]
     if package != "tf_keras":
         raise ImportError(
-            f"qatfast: tf.keras must be Keras 2 (the package tf_keras), got the package {package} with {_SWITCH}={value}. "
-            f"Import qatfast before the first use of tf.keras, or set {_SWITCH}=1 in the environment."
+            f"qatfast: tf.keras must be Keras 2 (the package tf_keras), got the package {package} with "
+            f"{_SWITCH}={value}. Import qatfast before the first use of tf.keras, or set {_SWITCH}=1."
         )

@@ -32,8 +32,7 @@ def fake_quant(x, min, max, *, num_bits=8, narrow_range=False, axis=None, includ
         max: Upper end of the range, of the same shape as `min`.
         num_bits: From 2 to 16.
         narrow_range: Whether to leave out the lowest value of the grid.
-        axis: None for one range per tensor, or the axis of `x`, counted from the end if negative, each index of which has
-            a range of its own.
+        axis: None for one range per tensor, or the axis of `x`, from the end if negative, with a range per index.
         include_zero: Whether to first move the range by less than a step so that zero is on the grid, or stretch it to
             zero, as MCT's `adjust_range_to_include_zero` does; the gradients to `min` and `max` follow.
         name: Name of the op in a graph.
@@ -112,7 +111,14 @@ def _gradient_with_range(grad_y, x, min, max, attributes):
                 tape.watch(zero)
                 axis = attributes["axis"] if attributes["per_channel"] else None
                 outputs = reference.fake_quant_gradient(
-                    zero, x, min, max, attributes["num_bits"], attributes["narrow_range"], axis, attributes["include_zero"]
+                    zero,
+                    x,
+                    min,
+                    max,
+                    attributes["num_bits"],
+                    attributes["narrow_range"],
+                    axis,
+                    attributes["include_zero"],
                 )
             return tape.gradient(outputs, zero, output_gradients=[to_grad_x, to_grad_min, to_grad_max])
 

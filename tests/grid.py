@@ -84,8 +84,10 @@ def assert_same_bits(actual, expected):
     nan = np.isnan(expected)
     np.testing.assert_array_equal(np.isnan(actual), nan)
     bits = np.dtype(f"u{actual.dtype.itemsize}")
-    different = (actual.view(bits) != expected.view(bits)) & ~nan if actual.ndim else np.asarray(
-        not nan and actual.tobytes() != expected.tobytes()
+    different = (
+        (actual.view(bits) != expected.view(bits)) & ~nan
+        if actual.ndim
+        else np.asarray(not nan and actual.tobytes() != expected.tobytes())
     )
     if different.any():
         worst = np.argwhere(different)[0]

@@ -8,7 +8,14 @@ import qatfast
 from qatfast import _core
 
 # Large enough for several blocks of work in each regime of the kernels, which the grid of shapes is not.
-LARGE_LAYOUTS = [((300_001,), None), ((5, 70_001), 0), ((3, 2, 50_000), 1), ((700, 600), 1), ((400, 300, 3), 1), ((90, 3001), 1)]
+LARGE_LAYOUTS = [
+    ((300_001,), None),
+    ((5, 70_001), 0),
+    ((3, 2, 50_000), 1),
+    ((700, 600), 1),
+    ((400, 300, 3), 1),
+    ((90, 3001), 1),
+]
 
 
 def draw_case(shape, axis, seed=0):

@@ -228,7 +228,9 @@ def test_a_blocked_infinite_gradient_is_zero(fake_quant):
 @pytest.mark.parametrize("axis", [None, 1])
 def test_gradients_of_gradients_are_the_transposed_gradients(fake_quant, axis, in_graph, include_zero):
     x, min, max, grad_y = draw_case(3, (20, 30), axis, 4)
-    weights = [np.random.default_rng(i).normal(size=np.shape(v)).astype(np.float32) for i, v in enumerate([x, min, max])]
+    weights = [
+        np.random.default_rng(i).normal(size=np.shape(v)).astype(np.float32) for i, v in enumerate([x, min, max])
+    ]
 
     def run(x, min, max, grad_y):
         with tf.GradientTape() as outer:
@@ -336,7 +338,8 @@ def test_bad_arguments_are_named_when_the_op_is_called(fake_quant, change, error
 @pytest.mark.parametrize("in_graph", [False, True])
 @pytest.mark.parametrize("include_zero", [False, True])
 @pytest.mark.parametrize(
-    ("min", "max"), [(1.0, -1.0), (np.nan, 1.0), (-1.0, np.nan), (-np.inf, 1.0), (0.0, np.inf), (-3e38, 3e38), (0.0, 2e-38)]
+    ("min", "max"),
+    [(1.0, -1.0), (np.nan, 1.0), (-1.0, np.nan), (-np.inf, 1.0), (0.0, np.inf), (-3e38, 3e38), (0.0, 2e-38)],
 )
 def test_ranges_that_cannot_be_quantized_to_are_refused(fake_quant, min, max, include_zero, in_graph):
     call = lambda x, min, max: fake_quant(x, min, max, include_zero=include_zero)  # noqa: E731

@@ -9,11 +9,12 @@ import qatfast
 RAW = qatfast.ops._native
 
 
-@pytest.mark.parametrize("name", ["QatfastFakeQuant", "QatfastFakeQuantGrad", "QatfastFakeQuantGradWithRange"])
-def test_every_argument_and_attribute_is_documented(name):
-    text = getattr(RAW, {"QatfastFakeQuant": "qatfast_fake_quant", "QatfastFakeQuantGrad": "qatfast_fake_quant_grad"}.get(
-        name, "qatfast_fake_quant_grad_with_range")).__doc__  # fmt: skip
-    for word in ("grad_y",) * ("Grad" in name) + ("min", "max", "NaN", "nudged_min"):
+@pytest.mark.parametrize("name", ["fake_quant", "fake_quant_grad", "fake_quant_grad_with_range"])
+def test_documentation_has_the_formula_and_every_argument(name):
+    text = getattr(RAW, f"qatfast_{name}").__doc__
+    for word in ("nudged_min", "NaN", "min:", "max:", "num_bits:") + ("grad_y:", "grad_x") * name.startswith(
+        "fake_quant_"
+    ):
         assert word in text
 
 

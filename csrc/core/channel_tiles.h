@@ -30,9 +30,7 @@ constexpr int64_t kRowsAtOnce = 4;
 constexpr int64_t kTilePadding = 48;
 constexpr int64_t kPaddedTileWidth = kTileWidth + kTilePadding;
 
-inline bool HasLongRuns(const ChannelLayout& layout) {
-  return layout.inner >= kMinRunLength || layout.channels == 1;
-}
+inline bool HasLongRuns(const ChannelLayout& layout) { return layout.inner >= kMinRunLength || layout.channels == 1; }
 
 inline int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -135,8 +133,7 @@ class LaneTiles {
   void ForEachRows(const Tile& tile, int64_t at_once, Body body) const {
     for (int64_t row = tile.first_row; row < tile.last_row;) {
       const int64_t begin = row * row_length_ + tile.first_column;
-      const bool together = row + at_once <= tile.last_row &&
-                            begin + (at_once - 1) * row_length_ + tile.width <= size_;
+      const bool together = row + at_once <= tile.last_row && begin + (at_once - 1) * row_length_ + tile.width <= size_;
       const int64_t rows = together ? at_once : 1;
       const int64_t length = std::min(tile.width, size_ - begin);
       if (length > 0) body(begin, length, rows, row_length_);

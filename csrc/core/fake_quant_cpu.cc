@@ -216,8 +216,8 @@ namespace {
 
 // Adds up the partial sums of each channel and takes them through the range adjustment to min and max.
 template <typename T, typename Tiles>
-void FinishRangeGradients(const FakeQuantParams<T>& params, const Tiles& tiles,
-                          const FakeQuantGradients<T>& gradients, const CpuExecution& execution) {
+void FinishRangeGradients(const FakeQuantParams<T>& params, const Tiles& tiles, const FakeQuantGradients<T>& gradients,
+                          const CpuExecution& execution) {
   const int64_t channels = params.layout.channels;
   ForEachBlock(execution, channels, tiles.num_slots(), [&](int64_t channel) {
     Range<double> grad = {0.0, 0.0};
@@ -296,8 +296,8 @@ void FakeQuantGradLanes(const FakeQuantParams<T>& params, const T* grad_y, const
         const KeptLanes<T> kept(tile_lanes, row_grad_y, length, rows, stride);
         if (!wants_sums) {
           for (int64_t row = 0; row < rows; ++row) {
-            loops.pass_lanes(row_grad_y + row * stride, row_x + row * stride, row_grad_x + row * grad_x_stride,
-                             length, tile_lanes.lanes());
+            loops.pass_lanes(row_grad_y + row * stride, row_x + row * stride, row_grad_x + row * grad_x_stride, length,
+                             tile_lanes.lanes());
           }
         } else {
           const auto pass = rows == kRowsAtOnce ? loops.pass_and_sum_rows : loops.pass_and_sum_lanes;
@@ -308,9 +308,8 @@ void FakeQuantGradLanes(const FakeQuantParams<T>& params, const T* grad_y, const
     });
     if (!wants_sums) return;
     double* slots = gradients.workspace + 2 * tiles.slot(tile.row_block, 0);
-    tiles.ForEachChannel(tile, [&](int64_t channel, int64_t, int64_t) {
-      slots[2 * channel] = slots[2 * channel + 1] = 0.0;
-    });
+    tiles.ForEachChannel(tile,
+                         [&](int64_t channel, int64_t, int64_t) { slots[2 * channel] = slots[2 * channel + 1] = 0.0; });
     tiles.ForEachChannel(tile, [&](int64_t channel, int64_t first, int64_t last) {
       for (int64_t lane = first; lane < last; ++lane) {
         slots[2 * channel] += sums.below[lane];
@@ -330,15 +329,15 @@ int64_t FakeQuantGradWorkspaceSize(const ChannelLayout& layout) {
 template <typename T>
 void FakeQuantGrad(const FakeQuantParams<T>& params, const T* grad_y, const T* x,
                    const FakeQuantGradients<T>& gradients, const CpuExecution& execution) {
-  const bool stream = gradients.grad_x != grad_y &&
-                      params.layout.size() * static_cast<int64_t>(sizeof(T)) > LastLevelCacheBytes();
+  const bool stream =
+      gradients.grad_x != grad_y && params.layout.size() * static_cast<int64_t>(sizeof(T)) > LastLevelCacheBytes();
   const auto grad = HasLongRuns(params.layout) ? FakeQuantGradRuns<T> : FakeQuantGradLanes<T>;
   grad(params, grad_y, x, gradients, execution, stream);
 }
 
-#define QATFAST_INSTANTIATE(T)                                                                            \
-  template int64_t FindInvalidRange(const FakeQuantParams<T>&);                                           \
-  template void FakeQuant(const FakeQuantParams<T>&, const T*, T*, const CpuExecution&);                  \
+#define QATFAST_INSTANTIATE(T)                                                                             \
+  template int64_t FindInvalidRange(const FakeQuantParams<T>&);                                            \
+  template void FakeQuant(const FakeQuantParams<T>&, const T*, T*, const CpuExecution&);                   \
   template void FakeQuantGrad(const FakeQuantParams<T>&, const T*, const T*, const FakeQuantGradients<T>&, \
                               const CpuExecution&);
 QATFAST_INSTANTIATE(float)

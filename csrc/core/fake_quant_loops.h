@@ -47,8 +47,8 @@ template <typename T>
 void PassRun(const T* grad_y, const T* x, T* grad_x, int64_t size, Range<Arithmetic<T>> range) {
   QATFAST_INDEPENDENT_ITERATIONS
   for (int64_t i = 0; i < size; ++i) {
-    grad_x[i] = static_cast<T>(StraightThrough(static_cast<Arithmetic<T>>(grad_y[i]),
-                                               static_cast<Arithmetic<T>>(x[i]), range.min, range.max));
+    grad_x[i] = static_cast<T>(
+        StraightThrough(static_cast<Arithmetic<T>>(grad_y[i]), static_cast<Arithmetic<T>>(x[i]), range.min, range.max));
   }
 }
 
@@ -56,16 +56,15 @@ template <typename T>
 void PassLanes(const T* grad_y, const T* x, T* grad_x, int64_t size, const NudgedLanes<Arithmetic<T>>& lanes) {
   QATFAST_INDEPENDENT_ITERATIONS
   for (int64_t i = 0; i < size; ++i) {
-    grad_x[i] = static_cast<T>(StraightThrough(static_cast<Arithmetic<T>>(grad_y[i]),
-                                               static_cast<Arithmetic<T>>(x[i]), lanes.min[i], lanes.max[i]));
+    grad_x[i] = static_cast<T>(StraightThrough(static_cast<Arithmetic<T>>(grad_y[i]), static_cast<Arithmetic<T>>(x[i]),
+                                               lanes.min[i], lanes.max[i]));
   }
 }
 
 // PassRun, and the sums: element i goes to lane i % kSumLanes. Precondition: what went before x in this piece is a
 // multiple of kSumLanes elements.
 template <typename T>
-void PassAndSumRun(const T* grad_y, const T* x, T* grad_x, int64_t size, Range<Arithmetic<T>> range,
-                   RunSums& sums) {
+void PassAndSumRun(const T* grad_y, const T* x, T* grad_x, int64_t size, Range<Arithmetic<T>> range, RunSums& sums) {
   using A = Arithmetic<T>;
   double below[kSumLanes];
   double above[kSumLanes];

@@ -63,7 +63,8 @@ py::array_t<T> Contiguous(const std::string& op, const std::string& argument, co
   }
   const bool aligned = reinterpret_cast<uintptr_t>(array.data()) % alignof(T) == 0;
   if (!(array.flags() & py::array::c_style) || !aligned) {
-    Fail(op, argument, "C-contiguous and aligned to its elements", "strides " + std::string(py::str(array.attr("strides"))));
+    Fail(op, argument, "C-contiguous and aligned to its elements",
+         "strides " + std::string(py::str(array.attr("strides"))));
   }
   return py::reinterpret_borrow<py::array_t<T>>(array);
 }
@@ -161,9 +162,8 @@ py::array_t<T> PyFakeQuant(const py::array& x, const py::object& min, const py::
 
 template <typename T>
 py::tuple PyFakeQuantGrad(const py::array& grad_y, const py::array& x, const py::object& min, const py::object& max,
-                          int num_bits, bool narrow_range, std::optional<int> axis, bool include_zero,
-                          bool with_range, const std::optional<py::array>& out, int num_threads,
-                          const std::optional<std::string>& isa) {
+                          int num_bits, bool narrow_range, std::optional<int> axis, bool include_zero, bool with_range,
+                          const std::optional<py::array>& out, int num_threads, const std::optional<std::string>& isa) {
   const std::string op = "fake_quant_grad";
   const auto grad_y_view = Contiguous<T>(op, "grad_y", grad_y);
   const auto x_view = Contiguous<T>(op, "x", x);

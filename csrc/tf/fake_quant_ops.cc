@@ -2,9 +2,9 @@
 
 #include <string>
 
-#include "core/fake_quant.h"
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "core/fake_quant.h"
 #include "tensorflow/core/framework/op.h"
 #include "tensorflow/core/framework/op_kernel.h"
 #include "tensorflow/core/framework/shape_inference.h"
@@ -87,12 +87,12 @@ absl::Status FakeQuantGradWithRangeShape(InferenceContext* c) {
   return GradShape("QatfastFakeQuantGradWithRange", c);
 }
 
-#define QATFAST_ATTRIBUTES             \
-  Attr("T: {float}")                   \
-      .Attr("num_bits: int = 8")       \
+#define QATFAST_ATTRIBUTES                \
+  Attr("T: {float}")                      \
+      .Attr("num_bits: int = 8")          \
       .Attr("narrow_range: bool = false") \
       .Attr("per_channel: bool = false")  \
-      .Attr("axis: int = -1")          \
+      .Attr("axis: int = -1")             \
       .Attr("include_zero: bool = false")
 
 REGISTER_OP("QatfastFakeQuant")
@@ -100,8 +100,7 @@ REGISTER_OP("QatfastFakeQuant")
     .Input("min: float")
     .Input("max: float")
     .Output("y: T")
-    .QATFAST_ATTRIBUTES
-    .SetShapeFn(FakeQuantShape)
+    .QATFAST_ATTRIBUTES.SetShapeFn(FakeQuantShape)
     .Doc(R"doc(
 Quantizes x to a grid of 2^num_bits values between min and max, and dequantizes it.
 
@@ -139,8 +138,7 @@ REGISTER_OP("QatfastFakeQuantGrad")
     .Input("min: float")
     .Input("max: float")
     .Output("grad_x: T")
-    .QATFAST_ATTRIBUTES
-    .SetShapeFn(FakeQuantGradShape)
+    .QATFAST_ATTRIBUTES.SetShapeFn(FakeQuantGradShape)
     .Doc(R"doc(
 The gradient of QatfastFakeQuant to x: straight-through where x was in the range.
 
@@ -163,8 +161,7 @@ REGISTER_OP("QatfastFakeQuantGradWithRange")
     .Output("grad_x: T")
     .Output("grad_min: float")
     .Output("grad_max: float")
-    .QATFAST_ATTRIBUTES
-    .SetShapeFn(FakeQuantGradWithRangeShape)
+    .QATFAST_ATTRIBUTES.SetShapeFn(FakeQuantGradWithRangeShape)
     .Doc(R"doc(
 The gradients of QatfastFakeQuant to x, min and max, in one pass over grad_y and x.
 
@@ -284,9 +281,9 @@ class FakeQuantGradOp : public FakeQuantKernel<T> {
       Tensor* grad_max = nullptr;
       OP_REQUIRES_OK(context, context->allocate_output(1, min.shape(), &grad_min));
       OP_REQUIRES_OK(context, context->allocate_output(2, min.shape(), &grad_max));
-      OP_REQUIRES_OK(context, context->allocate_temp(tensorflow::DT_DOUBLE,
-                                                     TensorShape({FakeQuantGradWorkspaceSize(params.layout)}),
-                                                     &workspace));
+      OP_REQUIRES_OK(context,
+                     context->allocate_temp(tensorflow::DT_DOUBLE,
+                                            TensorShape({FakeQuantGradWorkspaceSize(params.layout)}), &workspace));
       gradients.grad_min = grad_min->flat<Arithmetic<T>>().data();
       gradients.grad_max = grad_max->flat<Arithmetic<T>>().data();
       gradients.workspace = workspace.flat<double>().data();
@@ -298,12 +295,11 @@ class FakeQuantGradOp : public FakeQuantKernel<T> {
   }
 };
 
-#define QATFAST_REGISTER(T)                                                                             \
-  REGISTER_KERNEL_BUILDER(Name("QatfastFakeQuant").Device(DEVICE_CPU).TypeConstraint<T>("T"),           \
-                          FakeQuantOp<T>);                                                              \
-  REGISTER_KERNEL_BUILDER(Name("QatfastFakeQuantGrad").Device(DEVICE_CPU).TypeConstraint<T>("T"),       \
-                          FakeQuantGradOp<T, false>);                                                   \
-  REGISTER_KERNEL_BUILDER(Name("QatfastFakeQuantGradWithRange").Device(DEVICE_CPU).TypeConstraint<T>("T"), \
+#define QATFAST_REGISTER(T)                                                                                    \
+  REGISTER_KERNEL_BUILDER(Name("QatfastFakeQuant").Device(DEVICE_CPU).TypeConstraint<T>("T"), FakeQuantOp<T>); \
+  REGISTER_KERNEL_BUILDER(Name("QatfastFakeQuantGrad").Device(DEVICE_CPU).TypeConstraint<T>("T"),              \
+                          FakeQuantGradOp<T, false>);                                                          \
+  REGISTER_KERNEL_BUILDER(Name("QatfastFakeQuantGradWithRange").Device(DEVICE_CPU).TypeConstraint<T>("T"),     \
                           FakeQuantGradOp<T, true>);
 QATFAST_REGISTER(float)
 #undef QATFAST_REGISTER
