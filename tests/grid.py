@@ -2,14 +2,14 @@
 
 import numpy as np
 
-# Shapes with a channel axis (None: per tensor): each regime of the kernels, the borders between them (tiles are 1024
+# Shapes with a channel axis (None: per tensor): each regime of the kernels, the borders between them (tiles are 2048
 # wide, runs are 64 long at least), lengths that no vector width divides, size-one axes, and nothing at all.
 LAYOUTS = [
     ((), None),
     ((1,), None),
     ((7,), None),
     ((3, 5, 7), None),
-    ((16385,), None),
+    ((32769,), None),
     ((0,), None),
     ((0, 3), 1),
     ((3, 0), 0),
@@ -26,12 +26,12 @@ LAYOUTS = [
     ((2, 3, 63), 1),
     ((2, 3, 64), 1),
     ((2, 3, 65), 1),
-    ((3, 16400), 0),
-    ((2, 2, 8200), 1),
-    ((5, 1023), 1),
-    ((5, 1024), 1),
-    ((6, 1025), 1),
-    ((9, 2049), -1),
+    ((3, 32800), 0),
+    ((2, 2, 16400), 1),
+    ((5, 2047), 1),
+    ((5, 2048), 1),
+    ((6, 2049), 1),
+    ((9, 4097), -1),
     ((3, 700, 3), 1),
     ((300, 3, 5), 1),
     ((700, 401), 1),

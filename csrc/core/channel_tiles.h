@@ -19,8 +19,9 @@ namespace qatfast {
 // Runs shorter than this are laid out as lanes: setting up a run costs as much as moving some 64 elements.
 constexpr int64_t kMinRunLength = 64;
 
-// Elements of a tile row, so that a row of data and its parameters fit the first-level cache together.
-constexpr int64_t kTileWidth = 1024;
+// Elements of a tile row: long enough that memory is read in stretches of pages, short enough that the parameters of
+// a row stay in the nearest caches. Half and twice as many were slower (benchmarks/NOTES.md).
+constexpr int64_t kTileWidth = 2048;
 
 // Rows of a tile that a loop may take at once.
 constexpr int64_t kRowsAtOnce = 4;
@@ -36,7 +37,7 @@ inline int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 class RunTiles {
  public:
-  static constexpr int64_t kBlockSize = 16 * kTileWidth;
+  static constexpr int64_t kBlockSize = int64_t{1} << 15;
 
   explicit RunTiles(const ChannelLayout& layout)
       : channels_(layout.channels),
@@ -89,7 +90,7 @@ class RunTiles {
 class LaneTiles {
  public:
   // Elements of a block, about: large against the setting up of its lanes, small against what threads share.
-  static constexpr int64_t kBlockSize = 128 * kTileWidth;
+  static constexpr int64_t kBlockSize = int64_t{1} << 17;
 
   explicit LaneTiles(const ChannelLayout& layout)
       : channels_(layout.channels), inner_(layout.inner), size_(layout.size()) {
