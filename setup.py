@@ -2,7 +2,7 @@
 
 `qatfast._ops` is the TensorFlow op library, compiled against the TensorFlow that is installed where this runs (under
 build isolation: the newest one that pyproject.toml allows), to whose minor version the wheel is then pinned.
-`qatfast._core` is the pybind11 module, the same kernels without TensorFlow.
+`qatfast._core` is the pybind11 module, the same kernels on NumPy arrays.
 
 QATFAST_JOBS sets how many files compile at once (default: the number of processors).
 """
@@ -40,9 +40,7 @@ def tensorflow_extension(tf) -> Extension:
 
 def core_extension(tf) -> Extension:
     """The pybind11 module, which knows what the op library was built for."""
-    macros = [("QATFAST_VERSION", f'"{VERSION}"')]
-    if tf is not None:
-        macros.append(("QATFAST_TENSORFLOW_VERSION", f'"{tf.__version__}"'))
+    macros = [("QATFAST_VERSION", f'"{VERSION}"'), ("QATFAST_TENSORFLOW_VERSION", f'"{tf.__version__}"')]
     return Pybind11Extension(
         "qatfast._core",
         sources=["csrc/py/module.cc", *CORE_SOURCES],
@@ -55,12 +53,9 @@ def core_extension(tf) -> Extension:
 
 def requirements(tf) -> list[str]:
     """What the wheel needs at run time: the TensorFlow minor version that it was built for, and Keras 2 for it."""
-    always = ["mct-quantizers>=1.6", "numpy", "tqdm"]
-    if tf is None:
-        return always
     minor = ".".join(tf.__version__.split(".")[:2])
     legacy_keras = [f"tf-keras=={minor}.*"] if tuple(map(int, minor.split("."))) >= (2, 16) else []
-    return [f"tensorflow=={minor}.*", *legacy_keras, *always]
+    return [f"tensorflow=={minor}.*", *legacy_keras, "mct-quantizers>=1.6", "numpy", "tqdm"]
 
 
 class FreshBuildExt(build_ext):
@@ -81,12 +76,12 @@ class FreshBuildExt(build_ext):
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 try:
     import tensorflow
-except ImportError:  # the pybind11 module alone, for machines without TensorFlow
-    tensorflow = None
+except ImportError as error:
+    raise SystemExit("qatfast compiles against TensorFlow: install it first, or build with isolation") from error
 
 ParallelCompile("QATFAST_JOBS", default=os.cpu_count()).install()
 setup(
-    ext_modules=[core_extension(tensorflow), *([tensorflow_extension(tensorflow)] if tensorflow else [])],
+    ext_modules=[core_extension(tensorflow), tensorflow_extension(tensorflow)],
     install_requires=requirements(tensorflow),
     cmdclass={"build_ext": FreshBuildExt},
 )

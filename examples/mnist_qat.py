@@ -323,6 +323,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     tf.keras.utils.set_random_seed(arguments.seed)
+    tf.get_logger().setLevel("ERROR")  # it takes five models' steps for one that is traced five times
 
     data = load_data(arguments.seed)
     float_model = build_model()

@@ -26,8 +26,11 @@ def load_ops():
     """
     core = _load_core()
     path = _library_path()
-    built_for = core.build_facts()["tensorflow"]
-    if path is None or built_for is None:
+    try:
+        built_for = core.build_facts()["tensorflow"]
+    except ValueError as error:  # QATFAST_ISA asks for what there is not
+        raise ImportError(f"qatfast: {error}") from None
+    if path is None:
         raise ImportError(
             "qatfast: the op library is not built. Install the package where TensorFlow is installed: "
             "pip install --no-build-isolation ."
@@ -46,9 +49,9 @@ def build_info() -> dict:
 
     Returns:
         A dict of `version` (qatfast's), `backend` ("native" or "reference"), `tensorflow` (that runs),
-        `tensorflow_built_for`, `python`, `compiler`, `instruction_sets` (with kernels of their own that this
-        processor can run, the best last), `cuda_architectures` (compiled in; empty without CUDA) and `library`
-        (path of the op library; None if it is not built).
+        `tensorflow_built_for`, `python`, `compiler`, `instruction_set` (that the kernels use here: the best, or what
+        QATFAST_ISA asks for), `instruction_sets` (that they could use here, the best last), `cuda_architectures`
+        (compiled in; empty without CUDA) and `library` (path of the op library; None if it is not built).
     """
     core = _load_core()
     facts = core.build_facts()
@@ -60,6 +63,7 @@ def build_info() -> dict:
         "tensorflow_built_for": facts["tensorflow"],
         "python": platform.python_version(),
         "compiler": facts["compiler"],
+        "instruction_set": facts["instruction_set"],
         "instruction_sets": core.cpu_features(),
         "cuda_architectures": facts["cuda_architectures"],
         "library": None if path is None else str(path),

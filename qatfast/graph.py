@@ -55,12 +55,13 @@ def check_graph_model(function: str, model) -> None:
 
     Raises:
         TypeError: It is no Keras model of `tf.keras`.
-        ValueError: It is a subclassed model, a Sequential model that is not built, or has losses or metrics that hang
-            on its graph.
+        ValueError: It is a subclassed model, also one of a Functional graph with a train_step or call of its own; a
+            Sequential model that is not built; or has losses or metrics that hang on its graph.
     """
     if not isinstance(model, tf.keras.Model):
         raise TypeError(f"{function}: model must be a tf.keras.Model (Keras 2), got {type(model)}")
     if _is_graph_model(model):
+        _check_no_training_of_its_own(function, model)
         for _, nested in _walk_nodes(model):
             if isinstance(nested, tf.keras.Model):
                 check_graph_model(function, nested)
@@ -73,6 +74,19 @@ def check_graph_model(function: str, model) -> None:
         f"{function}: model must be Sequential or Functional, got the subclassed model {model.name!r} of class "
         f"{type(model).__name__}, whose layers are called where qatfast cannot see it"
     )
+
+
+def _check_no_training_of_its_own(function, model):
+    overridden = [
+        name
+        for name in ("call", "train_step", "test_step", "predict_step", "make_train_function", "compute_loss")
+        if not getattr(type(model), name).__module__.startswith(("keras.", "tf_keras."))
+    ]
+    if overridden:
+        raise ValueError(
+            f"{function}: model must not override {', '.join(overridden)}, which the new model would not have, got "
+            f"{model.name!r} of class {type(model).__name__}; pass tf.keras.Model(model.inputs, model.outputs)"
+        )
 
 
 def all_layers(model: tf.keras.Model) -> Iterator[tf.keras.layers.Layer]:

@@ -1,6 +1,7 @@
 """From a float Keras model to one that trains quantized, and from that to one to deploy."""
 
 import os
+import warnings
 
 import numpy as np
 import tensorflow as tf
@@ -41,11 +42,12 @@ def quantize_model(
 ) -> tf.keras.Model:  # fmt: skip
     """Returns a model that computes with quantized kernels and activations, ready to compile and train.
 
-    Kernels of Conv2D, DepthwiseConv2D, Conv2DTranspose and Dense layers are wrapped; other layers stay as they are.
+    Kernels of Conv2D, DepthwiseConv2D, Conv2DTranspose and Dense layers are wrapped; other layers stay as they are,
+    with a warning that names them if they have a kernel or a matrix of weights.
     Activations are quantized, in a `KerasActivationQuantizationHolder`, after the input, activation layers, layers
-    with a non-linear `activation`, additions, concatenations and the like, wherever a layer reads them. A linear
-    layer's output on its way to BatchNormalization or an activation is not, and neither are the model's outputs: no
-    layer reads them. (Where a layer reads an output too, that layer reads it quantized, and the output stays float.)
+    with a non-linear `activation`, additions, concatenations and the like, wherever a layer reads them. All else stays
+    float: what a linear layer or BatchNormalization makes, also where a kernel reads it, and the model's outputs, which
+    no layer reads. (Where a layer reads an output too, that layer reads it quantized, and the output stays float.)
 
     Args:
         model: A float Sequential or Functional model, which stays as it is. Its nested models are flattened.
@@ -72,6 +74,7 @@ def quantize_model(
     _check_float_layers(float_model, config)
     kernels = {id(layer): kernel for layer in float_model.layers if (kernel := _find_kernel(layer, config))}
     _check_kernels(float_model, kernels)
+    _warn_of_float_weights(float_model, kernels, config)
 
     quantizers = {}
     for layer in tqdm(float_model.layers, desc="Calibrating kernels", unit="layer"):
@@ -223,6 +226,22 @@ def _check_float_layers(model, config):
     unknown = [name for name in config.float_layers if name not in names]
     if unknown:
         raise ValueError(f"quantize_model: float_layers must name layers of the model, {names}, got {unknown}")
+
+
+def _warn_of_float_weights(model, kernels, config):
+    left = [
+        f"{layer.name} ({type(layer).__name__})"
+        for layer in model.layers
+        if id(layer) not in kernels
+        and layer.name not in config.float_layers
+        and any(weight.shape.rank >= 2 for weight in layer.trainable_weights)
+    ]
+    if left:
+        warnings.warn(
+            f"quantize_model: the weights of {', '.join(left)} stay in float: no quantizer is put in layers of these "
+            "kinds. Name them in float_layers if that is meant.",
+            stacklevel=3,
+        )
 
 
 def _check_kernels(model, kernels):

@@ -18,8 +18,7 @@ def fake_quant(x, min, max, *, num_bits=8, narrow_range=False, axis=None, includ
 
     Forward, bit for bit `tf.quantization.fake_quant_with_min_max_vars` (axis None) or
     `tf.quantization.fake_quant_with_min_max_vars_per_channel` with its channels on any axis, the range nudged so that
-    zero is on the grid. The op's documentation (`help(tf.raw_ops...)` of the stock ops, `csrc/tf/fake_quant_ops.cc` of
-    this one) has the formula.
+    zero is on the grid. `qatfast.reference.fake_quant` and the op QatfastFakeQuant's documentation have the formula.
 
     Backward, the straight-through estimator: the gradient to `x` is that to the output where x was in the nudged range,
     else 0; the gradients to `min` and `max` are its sums, per channel, where x was below and above. The sums are

@@ -104,6 +104,9 @@ def copy_weights(source: tf.keras.layers.Layer, target: tf.keras.layers.Layer) -
     quantized = dict.fromkeys(name for layer in (source, target) for name in _quantized_weights(layer))
     for (_, value), (_, variable) in zip(_weights(source, quantized), _weights(target, quantized), strict=True):
         variable.assign(value)
+    inner = target.layer if isinstance(target, tf.keras.layers.Wrapper) else target
+    if hasattr(inner, "finalize_state"):  # Normalization and its like compute with tensors made of their weights
+        inner.finalize_state()
 
 
 def _weights(layer, quantized):

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings  # noqa: E402
 import qatfast  # noqa: E402
 
 settings.register_profile("default", deadline=None, max_examples=100, suppress_health_check=list(HealthCheck))
-settings.register_profile("ci", parent=settings.get_profile("default"), max_examples=400)
+settings.register_profile("ci", parent=settings.get_profile("default"), max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 BACKENDS = {"native": qatfast.ops.fake_quant, "reference": qatfast.reference.fake_quant}

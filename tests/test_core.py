@@ -18,6 +18,10 @@ LARGE_LAYOUTS = [
 ]
 
 
+X = np.zeros((3, 4), np.float32)
+LOW, HIGH = np.float32(-1), np.float32(1)
+
+
 def draw_case(shape, axis, seed=0):
     rng = np.random.default_rng(seed)
     min, max = (np.asarray(end, np.float32) for end in draw_ranges(rng, number_of_channels(shape, axis)))
@@ -47,18 +51,18 @@ def test_equals_the_tensorflow_op(shape, axis):
     assert_same_bits(_core.fake_quant(x, min, max, axis=axis), qatfast.ops.fake_quant(x, min, max, axis=axis))
 
 
-def test_outputs_beyond_the_last_level_cache_are_the_same():
-    # Written with streaming stores, at addresses that no store is wide enough for.
-    size = 40_000_003
-    memory = np.empty(size + 1, np.float32)
-    x = np.linspace(-2, 2, size, dtype=np.float32)
-    min, max = np.float32(-1), np.float32(1)
-    y = _core.fake_quant(x, min, max, out=memory[1:], num_threads=2)
-    for part in (slice(0, 5000), slice(size // 2, size // 2 + 5000), slice(size - 5000, size)):
-        assert_same_bits(y[part], _core.fake_quant(x[part].copy(), min, max))
-    grad_x = _core.fake_quant_grad(x, x, min, max, out=memory[1:], num_threads=2)[0]
-    inside = (x >= -1.005) & (x <= 1.005)
-    assert np.count_nonzero((grad_x == x) != inside) < 1e-2 * size
+@pytest.mark.parametrize("offset", [0, 1, 5, 16])
+@pytest.mark.parametrize(("shape", "axis"), LAYOUTS + LARGE_LAYOUTS)
+def test_writing_around_the_caches_gives_the_same_bits_in_place_and_no_further(shape, axis, offset):
+    grad_y, x, min, max = draw_case(shape, axis)
+    memory = np.full(x.size + 40, 7, np.float32)
+    here = slice(offset, offset + x.size)
+    run = {"axis": axis, "out": memory[here].reshape(shape), "num_threads": 2, "stream": True}
+    assert_same_bits(_core.fake_quant(x, min, max, **run), _core.fake_quant(x, min, max, axis=axis, stream=False))
+    expected = _core.fake_quant_grad(grad_y, x, min, max, axis=axis, stream=False)
+    for actual, wanted in zip(_core.fake_quant_grad(grad_y, x, min, max, **run), expected, strict=True):
+        assert_same_bits(actual, wanted)
+    assert (np.delete(memory, here) == 7).all()
 
 
 @pytest.mark.parametrize("offset", range(17))
@@ -86,6 +90,14 @@ def test_output_may_be_an_input(shape, axis):
     assert_same_bits(x, y)
 
 
+def test_an_output_that_overlaps_an_input_elsewhere_is_refused():
+    memory = np.zeros(10, np.float32)
+    with pytest.raises(ValueError, match="fake_quant: out must be x itself or apart from it"):
+        _core.fake_quant(memory[:9], LOW, HIGH, out=memory[1:])
+    with pytest.raises(ValueError, match="fake_quant_grad: out must be grad_y itself or apart from it"):
+        _core.fake_quant_grad(memory[:9], np.zeros(9, np.float32), LOW, HIGH, out=memory[1:])
+
+
 def test_memcpy_copies_on_any_number_of_threads():
     source = np.arange(100_003, dtype=np.float32)
     for num_threads in (1, 2, 7):
@@ -94,8 +106,6 @@ def test_memcpy_copies_on_any_number_of_threads():
         np.testing.assert_array_equal(destination, source)
 
 
-X = np.zeros((3, 4), np.float32)
-LOW, HIGH = np.float32(-1), np.float32(1)
 ERRORS = [
     ({"x": X.astype(np.float64)}, "fake_quant: x must be of dtype float32, got float64"),
     ({"x": X.T}, "fake_quant: x must be C-contiguous and aligned to its elements, got strides (4, 16)"),
@@ -132,5 +142,9 @@ def test_bad_gradient_arguments_are_named():
 def test_bad_memcpy_arguments_are_named():
     with pytest.raises(ValueError, match="memcpy: destination must be 48 bytes long, got 16"):
         _core.memcpy(np.zeros(4, np.float32), X)
+    with pytest.raises(ValueError, match="memcpy: destination and source must be arrays of numbers, got object"):
+        _core.memcpy(np.array([None]), np.array([None]))
+    with pytest.raises(ValueError, match="memcpy: destination and source must be C-contiguous"):
+        _core.memcpy(np.zeros((4, 3), np.float32), X.T)
     with pytest.raises(ValueError, match="memcpy: num_threads must be at least 1, got 0"):
         _core.memcpy(X.copy(), X, num_threads=0)

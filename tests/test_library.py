@@ -11,11 +11,11 @@ import qatfast
 from qatfast import _core, _library
 
 
-def run_python(code, without="", **environment):
+def run_python(code, arguments=(), without="", **environment):
     """Runs code in a new interpreter, away from the source folder, which would be imported instead of the package."""
     environment = {key: value for key, value in {**os.environ, **environment}.items() if key != without}
     folder = os.path.dirname(__file__)
-    command = [sys.executable, "-c", code]
+    command = [sys.executable, "-c", code, *arguments]
     return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
 
 
@@ -67,8 +67,32 @@ def test_unknown_backend_is_refused():
 
 
 def test_a_lower_instruction_set_can_be_asked_for():
-    code = "import qatfast; print(qatfast.ops.fake_quant([0.3], -1.0, 1.0, num_bits=4).numpy()[0])"
-    assert [run_python(code, QATFAST_ISA=isa).stdout for isa in ("portable", "avx2")] == ["0.26666668\n"] * 2
+    code = "import qatfast; qatfast.ops.fake_quant([0.3], -1.0, 1.0); print(qatfast.build_info()['instruction_set'])"
+    assert run_python(code, QATFAST_ISA="portable").stdout == "portable\n"
+    assert run_python(code, without="QATFAST_ISA").stdout == f"{_core.cpu_features()[-1]}\n"
+
+
+def test_an_instruction_set_that_is_not_there_is_refused():
+    result = run_python("import qatfast", QATFAST_ISA="avx9")
+    assert "qatfast: QATFAST_ISA must be an instruction set that this processor has" in result.stderr
+    assert "got avx9" in result.stderr
+
+
+def test_the_op_gives_the_same_bits_on_any_number_of_tensorflow_threads():
+    code = """
+import hashlib, sys, numpy as np, tensorflow as tf
+tf.config.threading.set_intra_op_parallelism_threads(int(sys.argv[1]))
+import qatfast
+x = tf.constant(np.random.default_rng(0).normal(size=(900, 3000)).astype(np.float32))
+results = []
+for axis in (None, 0, 1):
+    end = tf.ones([] if axis is None else [x.shape[axis]])
+    results += qatfast.ops._native.qatfast_fake_quant_grad_with_range(
+        x, x, -end, end, per_channel=axis is not None, axis=axis or 0)
+print(hashlib.sha256(b"".join(r.numpy().tobytes() for r in results)).hexdigest())
+"""
+    digests = {run_python(code, arguments=[str(threads)]).stdout for threads in (1, 2, 7)}
+    assert len(digests) == 1 and len(digests.pop()) == 65
 
 
 keras_3 = pytest.mark.skipif(tf.__version__.startswith("2.15"), reason="TensorFlow 2.15 has Keras 2 only")

@@ -353,3 +353,39 @@ def test_a_method_without_a_quantizer_is_an_error():
 def test_a_config_of_another_kind_is_an_error():
     with pytest.raises(TypeError, match="quantize_model: config must be a QATConfig, got dict"):
         qatfast.quantize_model(dense_net(), ROWS, {})
+
+
+@pytest.mark.parametrize("suffix", SAVE_FORMATS)
+def test_an_adapted_normalization_keeps_its_statistics(tmp_path, suffix):
+    data = (np.random.default_rng(0).normal(size=(64, 6)) * 7 + 40).astype(np.float32)
+    normalization = layers.Normalization()
+    normalization.adapt(data)
+    float_model = tf.keras.Sequential([tf.keras.Input((6,)), normalization, layers.Dense(3)])
+    config = qatfast.QATConfig(weight_n_bits=16, activation_n_bits=16, float_layers=[normalization.name])
+    qat_model = qatfast.quantize_model(float_model, data, config)
+    expected = qat_model(data).numpy()
+    np.testing.assert_allclose(expected, float_model(data), atol=0.01)
+    exported = qatfast.finalize_model(qat_model)
+    np.testing.assert_array_equal(exported(data), expected)
+    for name, model in (("qat", qat_model), ("exported", exported)):
+        model.save(tmp_path / f"{name}{suffix}")
+        np.testing.assert_array_equal(qatfast.load_model(tmp_path / f"{name}{suffix}")(data), expected)
+
+
+def test_weights_that_stay_in_float_are_named_in_a_warning():
+    model = tf.keras.Sequential([tf.keras.Input((8, 3)), layers.Conv1D(4, 3, name="first"), layers.Dense(2)])
+    data = np.zeros((2, 8, 3), np.float32)
+    with pytest.warns(UserWarning, match=r"the weights of first \(Conv1D\) stay in float"):
+        qatfast.quantize_model(model, data)
+    qatfast.quantize_model(model, data, qatfast.QATConfig(float_layers=["first"]))
+
+
+def test_a_model_with_a_train_step_of_its_own_is_refused():
+    class Mine(tf.keras.Model):
+        def train_step(self, data):
+            return super().train_step(data)
+
+    inputs = tf.keras.Input((6,))
+    model = Mine(inputs, layers.Dense(2)(inputs), name="mine")
+    with pytest.raises(ValueError, match="model must not override train_step.* got 'mine' of class Mine"):
+        qatfast.quantize_model(model, np.zeros((2, 6), np.float32))

@@ -19,3 +19,7 @@ def test_the_first_example_trains_and_exports(tmp_path, monkeypatch):
     exported = names["exported"](names["images"]).numpy()
     np.testing.assert_array_equal(exported, names["model"](names["images"], training=False))
     assert isinstance(names["model"], tf.keras.Model) and Path("exported.keras").exists()
+
+
+def test_no_table_is_missing():
+    assert "@@" not in README.read_text()

@@ -31,7 +31,14 @@ constexpr int64_t kRowsAtOnce = 4;
 constexpr int64_t kTilePadding = 48;
 constexpr int64_t kPaddedTileWidth = kTileWidth + kTilePadding;
 
-inline bool HasLongRuns(const ChannelLayout& layout) { return layout.inner >= kMinRunLength || layout.channels == 1; }
+// With few rows to serve, laying out lanes never pays: then even short runs are better taken as runs.
+constexpr int64_t kFewRows = 8;
+constexpr int64_t kMinRunLengthOfFewRows = 8;
+
+inline bool HasLongRuns(const ChannelLayout& layout) {
+  const int64_t shortest = layout.outer < kFewRows ? kMinRunLengthOfFewRows : kMinRunLength;
+  return layout.inner >= shortest || layout.channels == 1;
+}
 
 inline int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

@@ -1,8 +1,7 @@
 #include "core/cpu_execution.h"
 
-#include <unistd.h>
-
 #include <cstdlib>
+#include <stdexcept>
 
 #if defined(__x86_64__)
 #include <xmmintrin.h>
@@ -36,10 +35,15 @@ Isa DetectBestIsa() {
   for (Isa isa : kIsas) {
     if (IsSupported(isa)) best = isa;
   }
-  Isa wanted;
   const char* name = std::getenv("QATFAST_ISA");
-  if (name != nullptr && ParseIsa(name, &wanted) && IsSupported(wanted)) return wanted;
-  return best;
+  if (name == nullptr) return best;
+  Isa wanted;
+  if (!ParseIsa(name, &wanted) || !IsSupported(wanted)) {
+    throw std::invalid_argument(
+        std::string("QATFAST_ISA must be an instruction set that this processor has (portable") +
+        (IsSupported(Isa::kAvx2) ? ", avx2" : "") + (IsSupported(Isa::kAvx512) ? ", avx512" : "") + "), got " + name);
+  }
+  return wanted;
 }
 
 }  // namespace
@@ -80,17 +84,6 @@ bool IsSupported(Isa isa) {
 Isa BestIsa() {
   static const Isa best = DetectBestIsa();
   return best;
-}
-
-int64_t LastLevelCacheBytes() {
-  static const int64_t bytes = [] {
-#if defined(_SC_LEVEL3_CACHE_SIZE)
-    const long level3 = sysconf(_SC_LEVEL3_CACHE_SIZE);
-    if (level3 > 0) return static_cast<int64_t>(level3);
-#endif
-    return int64_t{32} << 20;  // unknown, as in many virtual machines: what servers commonly have
-  }();
-  return bytes;
 }
 
 ScopedFlushDenormals::ScopedFlushDenormals() : saved_(ReadControlRegister()) {

@@ -17,7 +17,8 @@ enum class Isa { kPortable, kAvx2, kAvx512 };
 
 const char* IsaName(Isa isa);
 
-// The best instruction set that this processor has. QATFAST_ISA=portable|avx2|avx512 lowers it.
+// The best instruction set that this processor has, or the one that QATFAST_ISA=portable|avx2|avx512 names. Throws
+// std::invalid_argument if that is no such name, or one that this processor cannot run.
 Isa BestIsa();
 
 // Whether this processor can run code compiled for `isa`.
@@ -26,13 +27,15 @@ bool IsSupported(Isa isa);
 // Parses a name that IsaName returns. False if there is no such name.
 bool ParseIsa(const std::string& name, Isa* isa);
 
+// Outputs of more bytes than this are written around the caches. About what a core finds for itself in the last-level
+// cache of a server; what the system reports there can be the sum over a socket whose other parts belong to others.
+constexpr int64_t kStreamingBytes = int64_t{32} << 20;
+
 struct CpuExecution {
   ParallelFor parallel_for;
   Isa isa = BestIsa();
+  int64_t streaming_bytes = kStreamingBytes;
 };
-
-// Size in bytes of the last-level cache: an output beyond it is worth writing around the caches.
-int64_t LastLevelCacheBytes();
 
 // While it lives, denormal inputs and results of this thread count as zero, as in every TensorFlow kernel.
 class ScopedFlushDenormals {

@@ -175,7 +175,7 @@ template <typename T>
 void FakeQuant(const FakeQuantParams<T>& params, const T* x, T* y, const CpuExecution& execution) {
   const FakeQuantLoops<T> loops = SelectLoops<T>(execution.isa);
   const int64_t size = params.layout.size();
-  const bool stream = x != y && size * static_cast<int64_t>(sizeof(T)) > LastLevelCacheBytes();
+  const bool stream = x != y && size * static_cast<int64_t>(sizeof(T)) > execution.streaming_bytes;
   if (HasLongRuns(params.layout)) {
     const RunTiles tiles(params.layout);
     const auto quantize = params.per_channel ? loops.quantize_run_per_channel : loops.quantize_run_per_tensor;
@@ -330,7 +330,7 @@ template <typename T>
 void FakeQuantGrad(const FakeQuantParams<T>& params, const T* grad_y, const T* x,
                    const FakeQuantGradients<T>& gradients, const CpuExecution& execution) {
   const bool stream =
-      gradients.grad_x != grad_y && params.layout.size() * static_cast<int64_t>(sizeof(T)) > LastLevelCacheBytes();
+      gradients.grad_x != grad_y && params.layout.size() * static_cast<int64_t>(sizeof(T)) > execution.streaming_bytes;
   const auto grad = HasLongRuns(params.layout) ? FakeQuantGradRuns<T> : FakeQuantGradLanes<T>;
   grad(params, grad_y, x, gradients, execution, stream);
 }

@@ -1,4 +1,4 @@
-// The kernels on NumPy arrays, without TensorFlow: for tests, benchmarks, and machines that have no TensorFlow.
+// The kernels on NumPy arrays, without TensorFlow between: for tests and benchmarks.
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -6,10 +6,12 @@
 
 #include <atomic>
 #include <cstring>
+#include <limits>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -28,7 +30,11 @@ ParallelFor PlainParallelFor(int num_threads) {
       for (int64_t i = next++; i < count; i = next++) body(i, i + 1);
     };
     std::vector<std::thread> threads;
-    for (int64_t i = 1; i < std::min<int64_t>(num_threads, count); ++i) threads.emplace_back(work);
+    try {
+      for (int64_t i = 1; i < std::min<int64_t>(num_threads, count); ++i) threads.emplace_back(work);
+    } catch (const std::system_error&) {
+      // The system gives no more threads: those there are take all the work.
+    }
     work();
     for (std::thread& thread : threads) thread.join();
   };
@@ -46,8 +52,10 @@ int CheckedThreads(const std::string& op, int num_threads) {
   return num_threads;
 }
 
-CpuExecution MakeExecution(const std::string& op, int num_threads, const std::optional<std::string>& isa) {
+CpuExecution MakeExecution(const std::string& op, int num_threads, const std::optional<std::string>& isa,
+                           std::optional<bool> stream) {
   CpuExecution execution;
+  if (stream) execution.streaming_bytes = *stream ? -1 : std::numeric_limits<int64_t>::max();
   execution.parallel_for = PlainParallelFor(CheckedThreads(op, num_threads));
   if (isa && (!ParseIsa(*isa, &execution.isa) || !IsSupported(execution.isa))) {
     Fail(op, "isa", "an instruction set of cpu_features()", *isa);
@@ -84,10 +92,20 @@ void CheckShape(const std::string& op, const std::string& argument, const py::ar
   }
 }
 
+// Kernels may write over an input, not over one that lies elsewhere in the same memory.
+void CheckOverlap(const std::string& op, const std::string& argument, const py::array& out, const py::array& input) {
+  const char* a = static_cast<const char*>(out.data());
+  const char* b = static_cast<const char*>(input.data());
+  if (a != b && a < b + input.nbytes() && b < a + out.nbytes()) {
+    Fail(op, "out", argument + " itself or apart from it", "an array that overlaps it");
+  }
+}
+
 template <typename T>
 py::array_t<T> OutputLike(const std::string& op, const std::optional<py::array>& out, const py::array& x) {
   if (!out) return py::array_t<T>(std::vector<py::ssize_t>(x.shape(), x.shape() + x.ndim()));
   CheckShape(op, "out", *out, x);
+  CheckOverlap(op, "x", *out, x);
   if (!out->writeable()) Fail(op, "out", "writeable", "a read-only array");
   return Contiguous<T>(op, "out", *out);
 }
@@ -143,14 +161,14 @@ FakeQuantParams<T> MakeParams(const std::string& op, const Attributes& attribute
 template <typename T>
 py::array_t<T> PyFakeQuant(const py::array& x, const py::object& min, const py::object& max, int num_bits,
                            bool narrow_range, std::optional<int> axis, bool include_zero,
-                           const std::optional<py::array>& out, int num_threads,
-                           const std::optional<std::string>& isa) {
+                           const std::optional<py::array>& out, int num_threads, const std::optional<std::string>& isa,
+                           std::optional<bool> stream) {
   const std::string op = "fake_quant";
   const auto x_view = Contiguous<T>(op, "x", x);
   const auto min_view = RangeEnd<Arithmetic<T>>(op, "min", min);
   const auto max_view = RangeEnd<Arithmetic<T>>(op, "max", max);
   const auto params = MakeParams<T>(op, {num_bits, narrow_range, axis, include_zero}, x, min_view, max_view);
-  const CpuExecution execution = MakeExecution(op, num_threads, isa);
+  const CpuExecution execution = MakeExecution(op, num_threads, isa, stream);
   auto y = OutputLike<T>(op, out, x);
   const T* from = x_view.data();
   T* to = y.mutable_data();
@@ -163,7 +181,8 @@ py::array_t<T> PyFakeQuant(const py::array& x, const py::object& min, const py::
 template <typename T>
 py::tuple PyFakeQuantGrad(const py::array& grad_y, const py::array& x, const py::object& min, const py::object& max,
                           int num_bits, bool narrow_range, std::optional<int> axis, bool include_zero, bool with_range,
-                          const std::optional<py::array>& out, int num_threads, const std::optional<std::string>& isa) {
+                          const std::optional<py::array>& out, int num_threads, const std::optional<std::string>& isa,
+                          std::optional<bool> stream) {
   const std::string op = "fake_quant_grad";
   const auto grad_y_view = Contiguous<T>(op, "grad_y", grad_y);
   const auto x_view = Contiguous<T>(op, "x", x);
@@ -171,8 +190,9 @@ py::tuple PyFakeQuantGrad(const py::array& grad_y, const py::array& x, const py:
   const auto max_view = RangeEnd<Arithmetic<T>>(op, "max", max);
   CheckShape(op, "grad_y", grad_y, x);
   const auto params = MakeParams<T>(op, {num_bits, narrow_range, axis, include_zero}, x, min_view, max_view);
-  const CpuExecution execution = MakeExecution(op, num_threads, isa);
+  const CpuExecution execution = MakeExecution(op, num_threads, isa, stream);
   auto grad_x = OutputLike<T>(op, out, x);
+  CheckOverlap(op, "grad_y", grad_x, grad_y);
   FakeQuantGradients<T> gradients;
   gradients.grad_x = grad_x.mutable_data();
   py::object grad_min = py::none(), grad_max = py::none();
@@ -199,6 +219,11 @@ py::tuple PyFakeQuantGrad(const py::array& grad_y, const py::array& x, const py:
 void PyMemcpy(const py::array& destination, const py::array& source, int num_threads) {
   const std::string op = "memcpy";
   CheckedThreads(op, num_threads);
+  for (const py::array* array : {&destination, &source}) {
+    if (array->dtype().attr("hasobject").cast<bool>()) {
+      Fail(op, "destination and source", "arrays of numbers", py::str(array->dtype()));
+    }
+  }
   if (destination.nbytes() != source.nbytes()) {
     Fail(op, "destination", std::to_string(source.nbytes()) + " bytes long", std::to_string(destination.nbytes()));
   }
@@ -227,12 +252,9 @@ py::list CpuFeatures() {
 
 py::dict BuildFacts() {
   py::dict facts;
+  facts["instruction_set"] = IsaName(BestIsa());
   facts["version"] = QATFAST_VERSION;
-#if defined(QATFAST_TENSORFLOW_VERSION)
   facts["tensorflow"] = QATFAST_TENSORFLOW_VERSION;
-#else
-  facts["tensorflow"] = py::none();
-#endif
   facts["compiler"] = __VERSION__;
   facts["cuda_architectures"] = py::list();
   return facts;
@@ -247,12 +269,13 @@ PYBIND11_MODULE(_core, m) {
   m.def("fake_quant", &PyFakeQuant<float>, py::arg("x"), py::arg("min"), py::arg("max"), py::kw_only(),
         py::arg("num_bits") = 8, py::arg("narrow_range") = false, py::arg("axis") = py::none(),
         py::arg("include_zero") = false, py::arg("out") = py::none(), py::arg("num_threads") = 1,
-        py::arg("isa") = py::none(),
-        "y of qatfast.ops.fake_quant. `out` may be x. `isa` is one of cpu_features(); None is the best.");
+        py::arg("isa") = py::none(), py::arg("stream") = py::none(),
+        "y of qatfast.ops.fake_quant. `out` may be x. `isa` is one of cpu_features(), `stream` whether "
+        "to write around the caches; None leaves the choice to the library.");
   m.def("fake_quant_grad", &PyFakeQuantGrad<float>, py::arg("grad_y"), py::arg("x"), py::arg("min"), py::arg("max"),
         py::kw_only(), py::arg("num_bits") = 8, py::arg("narrow_range") = false, py::arg("axis") = py::none(),
         py::arg("include_zero") = false, py::arg("with_range") = true, py::arg("out") = py::none(),
-        py::arg("num_threads") = 1, py::arg("isa") = py::none(),
+        py::arg("num_threads") = 1, py::arg("isa") = py::none(), py::arg("stream") = py::none(),
         "(grad_x, grad_min, grad_max) of qatfast.ops.fake_quant; the last two are None unless `with_range`.");
   m.def("memcpy", &PyMemcpy, py::arg("destination"), py::arg("source"), py::kw_only(), py::arg("num_threads") = 1,
         "Copies the bytes of an array on several threads: the speed limit that kernels are held against.");

@@ -144,7 +144,9 @@ The gradient of QatfastFakeQuant to x: straight-through where x was in the range
 
     grad_x = grad_y where nudged_min <= x <= nudged_max, else 0
 
-x is NaN: 0. min == max == 0: grad_y everywhere. Linear in grad_y.
+x is NaN: 0. min == max == 0: grad_y everywhere. Linear in grad_y. The stock op multiplies grad_y by
+1 or 0 where this one selects. For a finite, normal grad_y the results are equal; a blocked infinity or NaN gives 0 here
+and NaN there.
 
 grad_y: The gradient to the op's output, of the shape of x.
 x: The op's input.
