@@ -2,7 +2,7 @@
 //
 // A plain store first reads the line that it overwrites; a streaming (non-temporal) store does not, and leaves the
 // caches to the inputs. That saves a third of the traffic of a kernel that reads and writes one stream each, but
-// costs the reader that would have found the output in cache: for outputs beyond the last-level cache only.
+// costs the reader that would have found the output in cache: for large outputs only (kStreamingBytes).
 #ifndef QATFAST_CORE_STREAM_STORE_H_
 #define QATFAST_CORE_STREAM_STORE_H_
 
