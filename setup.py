@@ -2,7 +2,8 @@
 
 `qatfast._ops` is the TensorFlow op library, compiled against the TensorFlow that is installed where this runs (under
 build isolation: the newest one that pyproject.toml allows), to whose minor version the wheel is then pinned.
-`qatfast._core` is the pybind11 module, the same kernels on NumPy arrays.
+`qatfast._core` is the pybind11 module, the same kernels on NumPy arrays. Both link the library of the kernels, which is
+compiled once.
 
 QATFAST_JOBS sets how many files compile at once (default: the number of processors).
 """
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from pybind11.setup_helpers import ParallelCompile, Pybind11Extension
 from setuptools import Extension, setup
+from setuptools.command.build_clib import build_clib
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
@@ -21,8 +23,10 @@ VERSION = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(),
 
 # Bit-exactness: no contraction into fused multiply-add. The other two flags let loops become vectors, and change
 # no result.
-KERNEL_FLAGS = ["-O3", "-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra"]
-CORE_SOURCES = ["csrc/core/cpu_execution.cc", "csrc/core/fake_quant_cpu.cc"]
+FLAGS = ["-O3", "-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra"]
+# GCC 12 takes its own AVX-512 intrinsics for reads of uninitialized vectors (https://gcc.gnu.org/PR105593).
+KERNEL_FLAGS = [*FLAGS, "-fPIC", "-Wno-maybe-uninitialized"]
+TF_SOURCES = ["channel_op.cc", "fake_quant_ops.cc", "lsq_ops.cc", "straight_through_ops.cc"]
 
 
 def tensorflow_extension(tf) -> Extension:
@@ -30,9 +34,9 @@ def tensorflow_extension(tf) -> Extension:
     compile_flags = [re.sub("^-I", "-isystem", flag) for flag in tf.sysconfig.get_compile_flags()]
     return Extension(
         "qatfast._ops",
-        sources=["csrc/tf/fake_quant_ops.cc", *CORE_SOURCES],
+        sources=[f"csrc/tf/{name}" for name in TF_SOURCES],
         include_dirs=["csrc"],
-        extra_compile_args=[*KERNEL_FLAGS, *compile_flags, "-Wno-unused-parameter"],
+        extra_compile_args=[*FLAGS, *compile_flags, "-Wno-unused-parameter"],
         extra_link_args=tf.sysconfig.get_link_flags(),
         language="c++",
     )
@@ -43,10 +47,10 @@ def core_extension(tf) -> Extension:
     macros = [("QATFAST_VERSION", f'"{VERSION}"'), ("QATFAST_TENSORFLOW_VERSION", f'"{tf.__version__}"')]
     return Pybind11Extension(
         "qatfast._core",
-        sources=["csrc/py/module.cc", *CORE_SOURCES],
+        sources=["csrc/py/module.cc"],
         include_dirs=["csrc"],
         define_macros=macros,
-        extra_compile_args=KERNEL_FLAGS,
+        extra_compile_args=FLAGS,
         cxx_std=17,
     )
 
@@ -58,19 +62,37 @@ def requirements(tf) -> list[str]:
     return [f"tensorflow=={minor}.*", *legacy_keras, "mct-quantizers>=1.6", "numpy", "tqdm"]
 
 
-class FreshBuildExt(build_ext):
-    """build_ext that never reuses a library of an earlier build, which may be one for another TensorFlow.
+def kernel_library() -> tuple[str, dict]:
+    """The kernels, without TensorFlow or Python, as a static library."""
+    sources, headers = (sorted(map(str, Path("csrc/core").glob(pattern))) for pattern in ("*.cc", "*.h"))
+    recompile_after = {"": [*headers, "setup.py"]}
+    return "qatfast_kernels", {
+        "sources": sources, "obj_deps": recompile_after, "include_dirs": ["csrc"], "cflags": KERNEL_FLAGS
+    }  # fmt: skip
 
-    Compiles through ccache where there is one.
-    """
+
+def compile_through_ccache(compiler) -> None:
+    """Has ccache, where there is one, remember what was compiled."""
+    if shutil.which("ccache") and "ccache" not in compiler.compiler_so[0]:
+        for name in ("compiler_so", "compiler_so_cxx"):
+            compiler.set_executable(name, ["ccache", *getattr(compiler, name, compiler.compiler_so)])
+
+
+class FreshBuildExt(build_ext):
+    """build_ext that never reuses a library of an earlier build, which may be one for another TensorFlow."""
 
     def build_extensions(self):  # noqa: D102
         self.force = True
-        compiler = self.compiler.compiler_so
-        if shutil.which("ccache") and "ccache" not in compiler[0]:
-            for name in ("compiler_so", "compiler_so_cxx"):
-                self.compiler.set_executable(name, ["ccache", *getattr(self.compiler, name, compiler)])
+        compile_through_ccache(self.compiler)
         super().build_extensions()
+
+
+class CachedBuildClib(build_clib):
+    """build_clib through ccache."""
+
+    def build_libraries(self, libraries):  # noqa: D102
+        compile_through_ccache(self.compiler)
+        super().build_libraries(libraries)
 
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -81,7 +103,8 @@ except ImportError as error:
 
 ParallelCompile("QATFAST_JOBS", default=os.cpu_count()).install()
 setup(
+    libraries=[kernel_library()],
     ext_modules=[core_extension(tensorflow), tensorflow_extension(tensorflow)],
     install_requires=requirements(tensorflow),
-    cmdclass={"build_ext": FreshBuildExt},
+    cmdclass={"build_ext": FreshBuildExt, "build_clib": CachedBuildClib},
 )

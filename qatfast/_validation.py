@@ -4,11 +4,13 @@ Everything that is known when the op is called (or traced) is checked here and r
 `TypeError`; what is known only when it runs is checked by the op itself.
 """
 
+import math
 import numbers
 
+import numpy as np
 import tensorflow as tf
 
-INPUT_DTYPES = (tf.float32,)
+INPUT_DTYPES = (tf.float32, tf.float16, tf.bfloat16, tf.float64)
 
 
 def check_attributes(op: str, *, num_bits: int, axis) -> None:
@@ -17,6 +19,33 @@ def check_attributes(op: str, *, num_bits: int, axis) -> None:
         raise ValueError(f"{op}: num_bits must be an integer from 2 to 16, got {num_bits!r}")
     if axis is not None and (not isinstance(axis, numbers.Integral) or isinstance(axis, bool)):
         raise ValueError(f"{op}: axis must be None (per tensor) or an integer, got {axis!r}")
+
+
+def check_bool(op: str, argument: str, value) -> None:
+    """Raises ValueError unless `value` is True or False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"{op}: {argument} must be True or False, got {value!r}")
+
+
+def check_positive(op: str, argument: str, value) -> None:
+    """Raises ValueError unless `value` is a positive finite number."""
+    if not _is_finite_number(value) or value <= 0:
+        raise ValueError(f"{op}: {argument} must be a positive finite number, got {value!r}")
+
+
+def check_not_negative(op: str, argument: str, value) -> None:
+    """Raises ValueError unless `value` is a finite number of at least 0."""
+    if not _is_finite_number(value) or value < 0:
+        raise ValueError(f"{op}: {argument} must be a finite number >= 0, got {value!r}")
+
+
+def _is_finite_number(value) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def parameter_dtype(x: tf.Tensor) -> tf.DType:
+    """The type of the quantization parameters of `x`, in which the ops compute: float64 for float64, else float32."""
+    return tf.float64 if x.dtype == tf.float64 else tf.float32
 
 
 def convert_input(op: str, x) -> tf.Tensor:
@@ -29,17 +58,21 @@ def convert_input(op: str, x) -> tf.Tensor:
 
 
 def convert_parameter(op: str, argument: str, value, x: tf.Tensor, axis) -> tf.Tensor:
-    """Returns a quantization parameter as a float32 tensor, its static shape checked against `x` and `axis`.
+    """Returns a quantization parameter as a tensor of `parameter_dtype(x)`, its static shape checked.
+
+    Numbers and NumPy arrays are converted; a tensor or variable must have the type already, since a gradient flows
+    back to it.
 
     Raises:
-        TypeError: a tensor of another type than float32.
+        TypeError: a tensor or variable of another type.
         ValueError: `axis` is not one of x's, or the parameter's shape is neither `[]` (axis None) nor
             `[x.shape[axis]]`.
     """
-    dtype = getattr(value, "dtype", None)
-    if tf.is_tensor(value) and dtype != tf.float32:
-        raise TypeError(f"{op}: {argument} must be float32, got {dtype.name}")
-    value = tf.convert_to_tensor(value, tf.float32)
+    wanted = parameter_dtype(x)
+    if tf.is_tensor(value) and value.dtype != wanted:
+        why = " for a float64 x" if wanted == tf.float64 else ""
+        raise TypeError(f"{op}: {argument} must be {wanted.name}{why}, got {value.dtype.name}")
+    value = tf.convert_to_tensor(value, wanted)
     if axis is None:
         if value.shape.rank not in (None, 0):
             raise ValueError(f"{op}: {argument} must be a scalar when axis is None, got shape {value.shape}")
@@ -49,8 +82,8 @@ def convert_parameter(op: str, argument: str, value, x: tf.Tensor, axis) -> tf.T
         raise ValueError(f"{op}: axis must be in [{-rank}, {rank}) for x of shape {x.shape}, got {axis}")
     channels = None if rank is None else x.shape[axis]
     if not value.shape.is_compatible_with([channels]):
-        wanted = "of rank 1" if channels is None else f"of shape ({channels},)"
+        wanted_shape = "of rank 1" if channels is None else f"of shape ({channels},)"
         raise ValueError(
-            f"{op}: {argument} must be {wanted} for axis {axis} of x of shape {x.shape}, got shape {value.shape}"
+            f"{op}: {argument} must be {wanted_shape} for axis {axis} of x of shape {x.shape}, got shape {value.shape}"
         )
     return value

@@ -2,6 +2,9 @@
 
 These functions have the signatures, the results and the gradients of their namesakes in `qatfast.ops`. Tests
 hold the native kernels against them, and `QATFAST_BACKEND=reference` runs a model on them.
+
+Whatever the type of x, everything is computed in the type of the parameters: float64 for a float64 x, else float32.
+Attributes count as float32, as those of TensorFlow's ops do. XLA contracts multiply and add: equal to rounding there.
 """
 
 from typing import NamedTuple
@@ -9,9 +12,16 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from qatfast._validation import check_attributes, convert_input, convert_parameter
+from qatfast._validation import (
+    check_attributes,
+    check_bool,
+    check_not_negative,
+    check_positive,
+    convert_input,
+    convert_parameter,
+)
 
-__all__ = ["fake_quant"]
+__all__ = ["fake_quant", "lsq_symmetric", "lsq_uniform"]
 
 
 class NudgedRange(NamedTuple):
@@ -41,13 +51,13 @@ def fake_quant(
         @tf.custom_gradient
         def quantize(x, min, max):
             nudged = nudge(x, min, max, quant_min, quant_max, axis, include_zero)
-            clamped = tf.maximum(tf.minimum(x, nudged.max), nudged.min)
+            clamped = tf.maximum(tf.minimum(tf.cast(x, min.dtype), nudged.max), nudged.min)
             # TensorFlow's per-tensor op divides by the scale, its per-channel op multiplies by the inverse.
             shifted = clamped - nudged.min
             steps = shifted / nudged.scale if axis is None else shifted * nudged.inv_scale
             quant_zero = tf.floor(-nudged.min * nudged.inv_scale + 0.5)
             y = tf.floor(steps - quant_zero + 0.5) * nudged.scale
-            y = tf.where(nudged.is_zero, tf.zeros_like(x), y)
+            y = tf.cast(tf.where(nudged.is_zero, tf.zeros_like(y), y), x.dtype)
 
             def gradient(grad_y):
                 return fake_quant_gradient(grad_y, x, min, max, num_bits, narrow_range, axis, include_zero)
@@ -64,6 +74,7 @@ def fake_quant_gradient(grad_y, x, min, max, num_bits, narrow_range, axis, inclu
     """
     quant_min, quant_max = quantized_range(num_bits, narrow_range)
     nudged = nudge(x, min, max, quant_min, quant_max, axis, include_zero)
+    x = tf.cast(x, min.dtype)
     zero = tf.zeros_like(grad_y)
     inside = tf.logical_or(nudged.is_zero, tf.logical_and(x >= nudged.min, x <= nudged.max))
     below = tf.logical_and(tf.logical_not(nudged.is_zero), x < nudged.min)
@@ -94,13 +105,9 @@ def nudge(x, min, max, quant_min, quant_max, axis, include_zero) -> NudgedRange:
         min, max = range_with_zero(min, max, steps)
     scale = (max - min) / steps
     is_zero = tf.logical_and(tf.equal(min, 0.0), tf.equal(max, 0.0))
-    smallest_normal = np.finfo(scale.dtype.as_numpy_dtype).tiny
-    divisible = tf.logical_and(scale >= smallest_normal, scale <= scale.dtype.max)
-    check = tf.debugging.Assert(
-        tf.reduce_all(tf.logical_and(ordered, tf.logical_or(is_zero, divisible))),
-        ["fake_quant: min and max must be finite and min less than max (or both 0), got min", min, "and max", max],
-    )
-    with tf.control_dependencies([check] if check is not None else []):
+    valid = tf.logical_and(ordered, tf.logical_or(is_zero, _is_positive_and_normal(scale)))
+    message = "fake_quant: min and max must be finite and min less than max (or both 0), got min"
+    with tf.control_dependencies(_assert_all(valid, [message, min, "and max", max])):
         scale = tf.identity(scale)
     inv_scale = steps / (max - min)
     # std::round of a non-negative number: halves go up, and 0.49999997 does not.
@@ -145,6 +152,219 @@ def _gradient_of_range_with_zero(grad_min, grad_max, min, max, steps):
         tf.where(min > 0, zero, tf.where(max < 0, grad_min, across_min)),
         tf.where(max < 0, zero, tf.where(min > 0, grad_max, across_max)),
     )
+
+
+class LsqGrid(NamedTuple):
+    """The numbers offset + step * k for the integers k from smallest to largest, shaped to broadcast against x."""
+
+    step: tf.Tensor
+    offset: tf.Tensor
+    smallest: int
+    largest: int
+
+
+def lsq_symmetric(
+    x, threshold, *, num_bits=8, signed=True, grad_scale=1.0, axis=None,
+    power_of_two=False, min_threshold=0.0, name=None,
+):  # fmt: skip
+    """Quantizes `x` up to a learned threshold; see `qatfast.ops.lsq_symmetric`, which has the same arguments."""
+    check_attributes("lsq_symmetric", num_bits=num_bits, axis=axis)
+    check_bool("lsq_symmetric", "signed", signed)
+    check_positive("lsq_symmetric", "grad_scale", grad_scale)
+    check_bool("lsq_symmetric", "power_of_two", power_of_two)
+    check_not_negative("lsq_symmetric", "min_threshold", min_threshold)
+    attributes = (num_bits, signed, grad_scale, axis, power_of_two, min_threshold)
+    with tf.name_scope(name or "lsq_symmetric"):
+        x = convert_input("lsq_symmetric", x)
+        threshold = convert_parameter("lsq_symmetric", "threshold", threshold, x, axis)
+
+        @tf.custom_gradient
+        def quantize(x, threshold):
+            y = _quantize_to_grid(x, symmetric_grid(x, threshold, *attributes))
+            return y, lambda grad_y: lsq_symmetric_gradient(grad_y, x, threshold, *attributes)
+
+        return quantize(x, threshold)
+
+
+def lsq_symmetric_gradient(
+    grad_y, x, threshold, num_bits, signed, grad_scale, axis, power_of_two, min_threshold
+):  # fmt: skip
+    """The gradients of `lsq_symmetric` to x and threshold, for the gradient `grad_y` to its output.
+
+    Linear in `grad_y` and differentiable in it, `x` and `threshold` taken as constants.
+    """
+    x, threshold = tf.stop_gradient(x), tf.stop_gradient(threshold)
+    grid = symmetric_grid(x, threshold, num_bits, signed, grad_scale, axis, power_of_two, min_threshold)
+    grad_x, grad_step, _ = _gradients_of_grid(grad_y, x, grid, axis)
+    grad_threshold = _gradient_scale(grad_scale, tf.float64) * grad_step / 2 ** (num_bits - signed)
+    if power_of_two:
+        # 2^ceil(log2(t)) with the rounding up taken as constant: the derivative is the power of two over t.
+        guarded = _at_least(threshold, min_threshold)
+        grad_threshold *= tf.cast(power_of_two_above(guarded), tf.float64)
+        grad_threshold /= tf.cast(guarded, tf.float64)
+    return grad_x, tf.cast(grad_threshold, threshold.dtype)
+
+
+def symmetric_grid(x, threshold, num_bits, signed, grad_scale, axis, power_of_two, min_threshold) -> LsqGrid:
+    """The grid of `lsq_symmetric`: the step is threshold / 2^(num_bits - signed).
+
+    Raises:
+        InvalidArgumentError: when it runs, the step is not a positive normal number.
+    """
+    levels = 2 ** (num_bits - signed)
+    given = threshold
+    threshold = _at_least(_as_runtime_value(threshold), min_threshold)
+    if power_of_two:
+        threshold = power_of_two_above(threshold)
+    step = threshold / levels
+    if not power_of_two:
+        step = _pass_through_gradient_scale(step, grad_scale)
+    message = "lsq_symmetric: threshold must be positive, finite and such that the step is a normal number, got"
+    with tf.control_dependencies(_assert_all(_is_positive_and_normal(step), [message, given])):
+        step = _broadcast_to_channels(tf.identity(step), x, axis)
+    return LsqGrid(step, tf.zeros_like(step), -levels if signed else 0, levels - 1)
+
+
+def power_of_two_above(value):
+    """The smallest power of two that is not less than `value`, exact: a logarithm would round.
+
+    A fraction field that is not zero carries into the exponent. Zero, negative numbers, infinities and NaN give
+    nothing that is a positive number.
+    """
+    integer, fraction_bits = {tf.float32: (tf.int32, 23), tf.float64: (tf.int64, 52)}[value.dtype]
+    fraction = tf.constant(2**fraction_bits - 1, integer)
+    carried = tf.bitcast(value, integer) + fraction
+    return tf.bitcast(tf.bitwise.bitwise_and(carried, tf.bitwise.invert(fraction)), value.dtype)
+
+
+def lsq_uniform(x, min, max, *, num_bits=8, grad_scale=1.0, axis=None, min_width=0.0, name=None):
+    """Quantizes `x` in a learned range; see `qatfast.ops.lsq_uniform`, which has the same arguments."""
+    check_attributes("lsq_uniform", num_bits=num_bits, axis=axis)
+    check_positive("lsq_uniform", "grad_scale", grad_scale)
+    check_not_negative("lsq_uniform", "min_width", min_width)
+    attributes = (num_bits, grad_scale, axis, min_width)
+    with tf.name_scope(name or "lsq_uniform"):
+        x = convert_input("lsq_uniform", x)
+        min = convert_parameter("lsq_uniform", "min", min, x, axis)
+        max = convert_parameter("lsq_uniform", "max", max, x, axis)
+
+        @tf.custom_gradient
+        def quantize(x, min, max):
+            y = _quantize_to_grid(x, uniform_grid(x, min, max, *attributes))
+            return y, lambda grad_y: lsq_uniform_gradient(grad_y, x, min, max, *attributes)
+
+        return quantize(x, min, max)
+
+
+def lsq_uniform_gradient(grad_y, x, min, max, num_bits, grad_scale, axis, min_width):
+    """The gradients of `lsq_uniform` to x, min and max, for the gradient `grad_y` to its output.
+
+    Linear in `grad_y` and differentiable in it, `x`, `min` and `max` taken as constants.
+    """
+    x, min, max = tf.stop_gradient(x), tf.stop_gradient(min), tf.stop_gradient(max)
+    grid = uniform_grid(x, min, max, num_bits, grad_scale, axis, min_width)
+    grad_x, grad_step, grad_offset = _gradients_of_grid(grad_y, x, grid, axis)
+    steps = _as_runtime_value(tf.constant(2**num_bits - 1, min.dtype))
+    grad_max = _gradient_scale(grad_scale, tf.float64) * grad_step / tf.cast(steps, tf.float64)
+    grad_min = grad_offset - grad_max
+    min, max = _at_least_as_wide(min, max, min_width)  # whose gradient passes straight through
+    grad_min, grad_max = _gradient_of_range_with_zero(grad_min, grad_max, min, max, steps)
+    return grad_x, tf.cast(grad_min, min.dtype), tf.cast(grad_max, max.dtype)
+
+
+def uniform_grid(x, min, max, num_bits, grad_scale, axis, min_width) -> LsqGrid:
+    """The grid of `lsq_uniform`: 2^num_bits numbers, zero among them, from about min to about max.
+
+    Raises:
+        InvalidArgumentError: when it runs, the range is not finite, is empty or inverted (unless `min_width` widened
+            it), or its step is not a normal number.
+    """
+    largest = 2**num_bits - 1
+    given = min, max
+    min, max = _at_least_as_wide(_as_runtime_value(min), _as_runtime_value(max), min_width)
+    steps = _as_runtime_value(tf.constant(largest, min.dtype))
+    ordered = tf.logical_and(tf.logical_and(min > -np.inf, max < np.inf), min <= max)  # NaN is not
+    min, max = range_with_zero(min, max, steps)
+    step = _pass_through_gradient_scale((max - min) / steps, grad_scale)
+    message = "lsq_uniform: min and max must be finite and min less than max, got min"
+    valid = tf.logical_and(ordered, _is_positive_and_normal(step))
+    with tf.control_dependencies(_assert_all(valid, [message, given[0], "and max", given[1]])):
+        step = tf.identity(step)
+    return LsqGrid(_broadcast_to_channels(step, x, axis), _broadcast_to_channels(min, x, axis), 0, largest)
+
+
+def _quantize_to_grid(x, grid: LsqGrid):
+    """`x` rounded to the grid, halves to even, and clipped to its ends. NaN stays NaN."""
+    _, _, clipped = _place_on_grid(x, grid)
+    return tf.cast(grid.step * clipped + grid.offset, x.dtype)
+
+
+def _gradients_of_grid(grad_y, x, grid: LsqGrid, axis):
+    """The gradients of `_quantize_to_grid` to x, and to step and offset as sums in float64, per channel.
+
+    Rounding is straight-through. Whether x is inside is asked of the rounded value, as in MCT: half a step beyond an
+    end still is. A NaN in x has no gradient.
+    """
+    place, rounded, clipped = _place_on_grid(x, grid)
+    inside = tf.logical_and(rounded >= grid.smallest, rounded <= grid.largest)
+    grad_x = tf.where(inside, grad_y, tf.zeros_like(grad_y))
+    is_nan = tf.math.is_nan(place)
+    zero = tf.zeros_like(place)
+    grad_y = tf.where(is_nan, zero, tf.cast(grad_y, zero.dtype))
+    of_step = tf.where(is_nan, zero, tf.where(inside, rounded - place, clipped))
+    of_offset = tf.where(inside, zero, grad_y)
+    return grad_x, _sum_per_channel(grad_y * of_step, axis), _sum_per_channel(of_offset, axis)
+
+
+def _place_on_grid(x, grid: LsqGrid):
+    """Where x lies on the grid, in steps from its offset: as it is, rounded, and rounded then clipped."""
+    place = (tf.cast(x, grid.step.dtype) - grid.offset) / grid.step
+    rounded = tf.round(place)
+    rounded = tf.where(tf.equal(rounded, 0.0), tf.zeros_like(rounded), rounded)  # -0 becomes 0, as in MCT
+    return place, rounded, tf.maximum(tf.minimum(rounded, float(grid.largest)), float(grid.smallest))
+
+
+def _pass_through_gradient_scale(step, grad_scale):
+    """What `grad_scale` of MCT does to a step in forward: it moves the last bit of some.
+
+    MCT computes (step - scale * step) + scale * step, so that only the gradient is scaled
+    (model_compression_toolkit/qat/keras/quantizer/quant_utils.py).
+    """
+    scaled = _gradient_scale(grad_scale, step.dtype) * step
+    return (step - scaled) + scaled
+
+
+def _gradient_scale(grad_scale, dtype):
+    return _as_runtime_value(tf.constant(np.float32(grad_scale), dtype))
+
+
+def _at_least(threshold, min_threshold):
+    """`threshold`, or `min_threshold` if that is greater; NaN stays NaN."""
+    if min_threshold == 0:  # no guard: a threshold of zero or less is refused
+        return threshold
+    least = tf.constant(np.float32(min_threshold), threshold.dtype)
+    return tf.where(threshold < least, least, threshold)
+
+
+def _at_least_as_wide(min, max, min_width):
+    """[min, max], or a range of `min_width` about its middle if it is narrower than that or inverted."""
+    if min_width == 0:  # no guard: an empty or inverted range is refused
+        return min, max
+    width = tf.constant(np.float32(min_width), min.dtype)
+    narrow = max - min < width
+    # Hidden, lest the optimizer takes the common factor out: min + max may overflow.
+    middle = _as_runtime_value(0.5 * min) + 0.5 * max
+    return tf.where(narrow, middle - 0.5 * width, min), tf.where(narrow, middle + 0.5 * width, max)
+
+
+def _is_positive_and_normal(step):
+    return tf.logical_and(step >= np.finfo(step.dtype.as_numpy_dtype).tiny, step <= step.dtype.max)
+
+
+def _assert_all(condition, message):
+    """An assertion for `tf.control_dependencies`; an eager one has run by then."""
+    check = tf.debugging.Assert(tf.reduce_all(condition), message)
+    return [] if check is None else [check]
 
 
 def _as_runtime_value(value):

@@ -1,5 +1,6 @@
 """What the tests share: settings, and each backend behind one fixture."""
 
+import functools
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -13,10 +14,38 @@ settings.register_profile("default", deadline=None, max_examples=100, suppress_h
 settings.register_profile("ci", parent=settings.get_profile("default"), max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
-BACKENDS = {"native": qatfast.ops.fake_quant, "reference": qatfast.reference.fake_quant}
+BACKENDS = {"native": qatfast.ops, "reference": qatfast.reference}
 
 
 @pytest.fixture(params=BACKENDS)
-def fake_quant(request):
-    """`fake_quant` of each backend: one test body holds both to the same results."""
-    return BACKENDS[request.param]
+def backend(request):
+    """The functions of each backend, by name: one test body holds both to the same results."""
+    return functools.partial(function_of, request.param)
+
+
+@pytest.fixture
+def native():
+    """The native functions, by name."""
+    return functools.partial(function_of, "native")
+
+
+def function_of(backend, name):
+    function = getattr(BACKENDS[backend], name, None)
+    if function is None:  # goes when the native functions have come
+        pytest.skip(f"{backend} has no {name} yet")
+    return function
+
+
+@pytest.fixture
+def fake_quant(backend):
+    return backend("fake_quant")
+
+
+@pytest.fixture
+def lsq_symmetric(backend):
+    return backend("lsq_symmetric")
+
+
+@pytest.fixture
+def lsq_uniform(backend):
+    return backend("lsq_uniform")

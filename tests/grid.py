@@ -1,5 +1,6 @@
 """One grid of inputs for all ops, and what results are held to."""
 
+import ml_dtypes
 import numpy as np
 
 # Shapes with a channel axis (None: per tensor): each regime of the kernels, the borders between them (tiles are 2048
@@ -41,8 +42,18 @@ LAYOUTS = [
     ((700, 401), 1),
 ]
 
+# The types of x that the ops take, and the type that each is computed in: that of its parameters.
+PARAMETER_DTYPE = {
+    np.dtype(np.float32): np.dtype(np.float32),
+    np.dtype(np.float16): np.dtype(np.float32),
+    np.dtype(ml_dtypes.bfloat16): np.dtype(np.float32),
+    np.dtype(np.float64): np.dtype(np.float64),
+}
+
 # Relative error of a sum of gradients, by dtype: one rounding of the exact sum, or the next number.
-SUM_TOLERANCE = {np.dtype(np.float32): 2.0**-23}
+SUM_TOLERANCE = {np.dtype(np.float32): 2.0**-23, np.dtype(np.float64): 2.0**-52}
+# Relative error of a product of two numbers, by dtype: one rounding.
+PRODUCT_TOLERANCE = {np.dtype(np.float32): 2.0**-24, np.dtype(np.float64): 2.0**-53}
 
 
 def number_of_channels(shape, axis):
@@ -50,61 +61,80 @@ def number_of_channels(shape, axis):
     return () if axis is None else (shape[axis],)
 
 
-def draw_ranges(rng, shape):
-    """Ranges across zero, on one side of it, and some of (0, 0)."""
+def along_axis(values, rank, axis):
+    """Per-channel `values` shaped to broadcast against a tensor of `rank`; per-tensor ones as they are."""
+    return values if axis is None else values.reshape([-1 if i == axis % rank else 1 for i in range(rank)])
+
+
+def draw_ranges(rng, shape, dtype=np.float32, zeros=0.1):
+    """Ranges across zero, on one side of it, and, per channel, a part `zeros` of them (0, 0)."""
     middle = rng.normal(size=shape) * 1.5
     width = np.exp(rng.normal(size=shape) * 2)
-    low = np.float32(middle - width)
-    high = np.float32(np.maximum(middle + width, low + np.float32(1e-3)))
-    is_zero = rng.random(shape) < (0.1 if np.ndim(low) else 0.0)
-    return np.where(is_zero, np.float32(0), low), np.where(is_zero, np.float32(0), high)
+    low = np.asarray(middle - width, dtype)
+    high = np.asarray(np.maximum(middle + width, low + dtype(1e-3)), dtype)
+    is_zero = rng.random(shape) < (zeros if np.ndim(low) else 0.0)
+    return np.where(is_zero, dtype(0), low), np.where(is_zero, dtype(0), high)
 
 
-def draw_inputs(rng, shape, min, max, num_bits, axis):
+def draw_thresholds(rng, shape, dtype=np.float32):
+    """Thresholds over some magnitudes: any number, a power of two, the next number above one, the next below."""
+    any_number = np.asarray(np.exp(rng.normal(size=shape) * 2), dtype)
+    power = np.exp2(np.round(np.log2(any_number))).astype(dtype)
+    kinds = [any_number, power, np.nextafter(power, dtype(np.inf)), np.nextafter(power, dtype(0))]
+    return np.choose(rng.integers(len(kinds), size=shape), kinds).astype(dtype)
+
+
+def draw_inputs(rng, shape, min, max, num_bits, axis, dtype=np.float32):
     """Values that sit where rounding and clipping are decided: on the grid, between it, at the ends and beyond.
 
     Also zeros of both signs, denormals, infinities and NaN.
     """
-    if axis is not None:
-        column = [1] * len(shape)
-        column[axis] = -1
-        min, max = min.reshape(column), max.reshape(column)
+    min, max = along_axis(min, len(shape), axis), along_axis(max, len(shape), axis)
     step = (max.astype(np.float64) - min) / (2**num_bits - 1)
     index = rng.integers(-3, 2**num_bits + 3, size=shape)
     offset = rng.choice([0.0, 0.5, 0.499, -0.25, 1e-7], size=shape)
-    x = np.asarray(min + (index + offset) * step, dtype=np.float32)
+    x = np.asarray(min + (index + offset) * step)
     ends = rng.random(shape)
     x = np.where(ends < 0.05, min, np.where(ends > 0.95, max, x))
-    special = np.float32([0.0, -0.0, 1e-40, -1e-40, np.inf, -np.inf, np.nan, 3e38, -3e38])
+    denormal, large = float(ml_dtypes.finfo(dtype).tiny) / 100, float(ml_dtypes.finfo(dtype).max) * 0.9
+    special = np.asarray([0.0, -0.0, denormal, -denormal, np.inf, -np.inf, np.nan, large, -large])
     is_special = rng.random(shape) < 0.1
-    return np.where(is_special, rng.choice(special, size=shape), x).astype(np.float32)
+    with np.errstate(over="ignore"):
+        return np.where(is_special, rng.choice(special, size=shape), x).astype(dtype)
+
+
+def draw_gradients(rng, shape, dtype=np.float32):
+    """Gradients of both signs, none of them near zero."""
+    return np.asarray(rng.normal(size=shape) + 3 * rng.choice([-1, 1], size=shape), dtype)
 
 
 def assert_same_bits(actual, expected):
-    """Equal to the last bit and the sign of zero; NaN equals NaN."""
+    """Equal to the last bit and the sign of zero, whatever the type; NaN equals NaN."""
     actual, expected = np.asarray(actual), np.asarray(expected)
     assert actual.dtype == expected.dtype
     assert actual.shape == expected.shape
     nan = np.isnan(expected)
     np.testing.assert_array_equal(np.isnan(actual), nan)
     bits = np.dtype(f"u{actual.dtype.itemsize}")
-    different = (
-        (actual.view(bits) != expected.view(bits)) & ~nan
-        if actual.ndim
-        else np.asarray(not nan and actual.tobytes() != expected.tobytes())
-    )
+    different = np.asarray((actual.view(bits) != expected.view(bits)) & ~nan)
     if different.any():
-        worst = np.argwhere(different)[0]
+        worst = tuple(np.argwhere(different)[0])
         raise AssertionError(
-            f"{different.mean():.2%} of the elements differ, the first at {tuple(worst)}: "
-            f"got {actual[tuple(worst)]!r}, expected {expected[tuple(worst)]!r}"
+            f"{different.mean():.2%} of the elements differ, the first at {worst}: "
+            f"got {actual[worst]!r}, expected {expected[worst]!r}"
         )
 
 
-def assert_sums_close(actual, expected, magnitude):
-    """`actual` sums of one dtype against exact float64 sums, of terms whose absolute values sum to `magnitude`."""
+def assert_sums_close(actual, expected, magnitude, of_products=False):
+    """`actual` sums of one dtype against exact float64 sums, of terms whose absolute values sum to `magnitude`.
+
+    The sums are taken in float64. If they are sums `of_products`, each term was rounded to the dtype before. What is
+    denormal counts as zero, in a term and in the result.
+    """
     actual = np.asarray(actual)
-    tolerance = SUM_TOLERANCE[actual.dtype] * np.abs(expected) + 1e-13 * magnitude
-    assert actual.shape == expected.shape
+    rounded_terms = PRODUCT_TOLERANCE[actual.dtype] if of_products else 0.0
+    tolerance = SUM_TOLERANCE[actual.dtype] * np.abs(expected) + (rounded_terms + 1e-13) * magnitude
+    tolerance = tolerance + 1e6 * np.finfo(actual.dtype).tiny
+    assert actual.shape == np.shape(expected)
     wrong = ~(np.abs(actual - expected) <= tolerance)
     assert not wrong.any(), f"got {actual[wrong]}, expected {expected[wrong]} within {tolerance[wrong]}"

@@ -1,8 +1,18 @@
 """The kernels on NumPy arrays: threads, instruction sets, views, errors."""
 
+import ml_dtypes
 import numpy as np
 import pytest
-from grid import LAYOUTS, assert_same_bits, draw_inputs, draw_ranges, number_of_channels
+from grid import (
+    LAYOUTS,
+    PARAMETER_DTYPE,
+    assert_same_bits,
+    draw_gradients,
+    draw_inputs,
+    draw_ranges,
+    draw_thresholds,
+    number_of_channels,
+)
 
 import qatfast
 from qatfast import _core
@@ -16,78 +26,147 @@ LARGE_LAYOUTS = [
     ((400, 300, 3), 1),
     ((90, 3001), 1),
 ]
+FEW_LAYOUTS = [((32769,), None), ((3, 32800), 0), ((9, 4097), 1), ((300, 3, 5), 1), ((3, 2, 50_000), 1)]
+LSQ = {"grad_scale": 0.37}
+OPS = {"fake_quant": {}, "lsq_symmetric": LSQ, "lsq_uniform": LSQ}
+DTYPES = [np.float16, ml_dtypes.bfloat16, np.float64]
 
+# Every op on the whole grid in float32, and on a part of it in the other types.
+CASES = [(op, np.float32, shape, axis) for op in OPS for shape, axis in LAYOUTS + LARGE_LAYOUTS]
+CASES += [(op, dtype, shape, axis) for op in OPS for dtype in DTYPES for shape, axis in FEW_LAYOUTS]
 
 X = np.zeros((3, 4), np.float32)
 LOW, HIGH = np.float32(-1), np.float32(1)
 
 
-def draw_case(shape, axis, seed=0):
+def draw_case(op, dtype, shape, axis, seed=0):
+    """Gradient, x, and the parameters of the op."""
     rng = np.random.default_rng(seed)
-    min, max = (np.asarray(end, np.float32) for end in draw_ranges(rng, number_of_channels(shape, axis)))
-    x = draw_inputs(rng, shape, min, max, 8, axis)
-    return rng.normal(size=shape).astype(np.float32), x, min, max
+    channels, parameter_dtype = number_of_channels(shape, axis), PARAMETER_DTYPE[np.dtype(dtype)].type
+    if op == "lsq_symmetric":
+        threshold = np.asarray(draw_thresholds(rng, channels, parameter_dtype))
+        parameters, ends = (threshold,), (-threshold, threshold)
+    else:
+        zeros = 0.1 if op == "fake_quant" else 0.0
+        parameters = ends = tuple(np.asarray(end) for end in draw_ranges(rng, channels, parameter_dtype, zeros))
+    return draw_gradients(rng, shape, dtype), draw_inputs(rng, shape, *ends, 8, axis, dtype), parameters
 
 
-@pytest.mark.parametrize(("shape", "axis"), LAYOUTS + LARGE_LAYOUTS)
-def test_any_instruction_set_and_number_of_threads_gives_the_same_bits(shape, axis):
-    grad_y, x, min, max = draw_case(shape, axis)
-    expected_y = _core.fake_quant(x, min, max, axis=axis, isa="portable")
-    expected = _core.fake_quant_grad(grad_y, x, min, max, axis=axis, isa="portable")
+def forward(op, x, parameters, **run):
+    return getattr(_core, op)(x, *parameters, **OPS[op], **run)
+
+
+def backward(op, grad_y, x, parameters, **run):
+    return getattr(_core, f"{op}_grad")(grad_y, x, *parameters, **OPS[op], **run)
+
+
+def assert_all_same_bits(actual, expected):
+    for got, wanted in zip(actual, expected, strict=True):
+        assert_same_bits(got, wanted)
+
+
+@pytest.mark.parametrize(("op", "dtype", "shape", "axis"), CASES)
+def test_any_instruction_set_and_number_of_threads_gives_the_same_bits(op, dtype, shape, axis):
+    grad_y, x, parameters = draw_case(op, dtype, shape, axis)
+    expected = forward(op, x, parameters, axis=axis, isa="portable", save_mask=True)
+    expected_gradients = backward(op, grad_y, x, parameters, axis=axis, isa="portable")
     for isa in _core.cpu_features():
         for num_threads in (1, 2, 7):
-            run = {"axis": axis, "isa": isa, "num_threads": num_threads}
-            assert_same_bits(_core.fake_quant(x, min, max, **run), expected_y)
-            for actual, wanted in zip(_core.fake_quant_grad(grad_y, x, min, max, **run), expected, strict=True):
-                assert_same_bits(actual, wanted)
-            grad_x, no_grad_min, no_grad_max = _core.fake_quant_grad(grad_y, x, min, max, with_range=False, **run)
-            assert_same_bits(grad_x, expected[0])
-            assert no_grad_min is None and no_grad_max is None
+            run = {"isa": isa, "num_threads": num_threads}
+            assert_all_same_bits(forward(op, x, parameters, axis=axis, save_mask=True, **run), expected)
+            assert_same_bits(forward(op, x, parameters, axis=axis, **run), expected[0])
+            assert_all_same_bits(backward(op, grad_y, x, parameters, axis=axis, **run), expected_gradients)
+            assert_same_bits(_core.straight_through_grad(grad_y, expected[1], **run), expected_gradients[0])
 
 
 @pytest.mark.parametrize(("shape", "axis"), LAYOUTS + LARGE_LAYOUTS)
-def test_equals_the_tensorflow_op(shape, axis):
-    _, x, min, max = draw_case(shape, axis)
-    assert_same_bits(_core.fake_quant(x, min, max, axis=axis), qatfast.ops.fake_quant(x, min, max, axis=axis))
+def test_gradient_to_x_alone_is_that_of_the_pass_with_sums(shape, axis):
+    grad_y, x, parameters = draw_case("fake_quant", np.float32, shape, axis)
+    expected = backward("fake_quant", grad_y, x, parameters, axis=axis)[0]
+    for isa in _core.cpu_features():
+        gradients = backward("fake_quant", grad_y, x, parameters, axis=axis, isa=isa, with_range=False)
+        assert_same_bits(gradients[0], expected)
+        assert gradients[1:] == (None, None)
+
+
+@pytest.mark.parametrize(("op", "dtype", "shape", "axis"), CASES)
+def test_the_mask_is_where_the_gradient_passes_a_bit_per_element_in_order(op, dtype, shape, axis):
+    grad_y, x, parameters = draw_case(op, dtype, shape, axis)
+    ones = np.ones_like(grad_y)
+    _, mask = forward(op, x, parameters, axis=axis, save_mask=True, num_threads=2)
+    passes = backward(op, ones, x, parameters, axis=axis)[0] == ones
+    np.testing.assert_array_equal(mask, np.packbits(passes.ravel(), bitorder="little"))
+
+
+@pytest.mark.parametrize(("op", "dtype", "shape", "axis"), CASES)
+def test_equals_the_tensorflow_op(op, dtype, shape, axis):
+    _, x, parameters = draw_case(op, dtype, shape, axis)
+    expected = getattr(qatfast.ops, op)(x, *parameters, axis=axis, **OPS[op])
+    assert_same_bits(forward(op, x, parameters, axis=axis), expected)
 
 
 @pytest.mark.parametrize("offset", [0, 1, 5, 16])
-@pytest.mark.parametrize(("shape", "axis"), LAYOUTS + LARGE_LAYOUTS)
-def test_writing_around_the_caches_gives_the_same_bits_in_place_and_no_further(shape, axis, offset):
-    grad_y, x, min, max = draw_case(shape, axis)
-    memory = np.full(x.size + 40, 7, np.float32)
+@pytest.mark.parametrize(("op", "dtype", "shape", "axis"), CASES)
+def test_writing_around_the_caches_gives_the_same_bits_in_place_and_no_further(op, dtype, shape, axis, offset):
+    grad_y, x, parameters = draw_case(op, dtype, shape, axis)
+    memory = np.full(x.size + 40, 7, dtype)
     here = slice(offset, offset + x.size)
-    run = {"axis": axis, "out": memory[here].reshape(shape), "num_threads": 2, "stream": True}
-    assert_same_bits(_core.fake_quant(x, min, max, **run), _core.fake_quant(x, min, max, axis=axis, stream=False))
-    expected = _core.fake_quant_grad(grad_y, x, min, max, axis=axis, stream=False)
-    for actual, wanted in zip(_core.fake_quant_grad(grad_y, x, min, max, **run), expected, strict=True):
-        assert_same_bits(actual, wanted)
+    run = {"out": memory[here].reshape(shape), "num_threads": 2, "stream": True}
+    expected, mask = forward(op, x, parameters, axis=axis, stream=False, save_mask=True)
+    assert_all_same_bits(forward(op, x, parameters, axis=axis, save_mask=True, **run), (expected, mask))
+    expected = backward(op, grad_y, x, parameters, axis=axis, stream=False)
+    assert_all_same_bits(backward(op, grad_y, x, parameters, axis=axis, **run), expected)
+    memory[here] = 0
+    assert_same_bits(_core.straight_through_grad(grad_y, mask, **run), expected[0])
     assert (np.delete(memory, here) == 7).all()
 
 
 @pytest.mark.parametrize("offset", range(17))
-@pytest.mark.parametrize("length", [0, 1, 15, 16, 17, 2047, 2048, 2049])
+@pytest.mark.parametrize("length", [0, 1, 15, 16, 17, 511, 512, 513, 2049])
 def test_unaligned_views_are_read_and_written_in_place_and_no_further(offset, length):
-    grad_y, x, min, max = draw_case((length,), None)
-    x_view, grad_view, out = (np.full(length + 40, 7, np.float32) for _ in range(3))
-    here = slice(offset, offset + length)
-    x_view[here], grad_view[here] = x, grad_y
-    assert_same_bits(_core.fake_quant(x_view[here], min, max, out=out[here]), _core.fake_quant(x, min, max))
-    expected = _core.fake_quant_grad(grad_y, x, min, max)[0]
-    assert_same_bits(_core.fake_quant_grad(grad_view[here], x_view[here], min, max, out=grad_view[here])[0], expected)
-    for array in (out, grad_view):
-        assert (np.delete(array, here) == 7).all()
+    for dtype in (np.float32, np.float16):
+        grad_y, x, parameters = draw_case("fake_quant", dtype, (length,), None)
+        x_view, grad_view, out = (np.full(length + 40, 7, dtype) for _ in range(3))
+        here = slice(offset, offset + length)
+        x_view[here], grad_view[here] = x, grad_y
+        expected = forward("fake_quant", x, parameters)
+        assert_same_bits(forward("fake_quant", x_view[here], parameters, out=out[here]), expected)
+        expected = backward("fake_quant", grad_y, x, parameters)[0]
+        run = {"out": grad_view[here]}
+        assert_same_bits(backward("fake_quant", grad_view[here], x_view[here], parameters, **run)[0], expected)
+        for array in (out, grad_view):
+            assert (np.delete(array, here) == 7).all()
 
 
-@pytest.mark.parametrize(("shape", "axis"), LAYOUTS + LARGE_LAYOUTS)
-def test_output_may_be_an_input(shape, axis):
-    grad_y, x, min, max = draw_case(shape, axis)
-    expected = _core.fake_quant_grad(grad_y, x, min, max, axis=axis)
-    for actual, wanted in zip(_core.fake_quant_grad(grad_y, x, min, max, axis=axis, out=grad_y), expected, strict=True):
-        assert_same_bits(actual, wanted)
-    y = _core.fake_quant(x, min, max, axis=axis)
-    assert_same_bits(_core.fake_quant(x, min, max, axis=axis, out=x), y)
+@pytest.mark.parametrize(("op", "dtype", "shape", "axis"), CASES)
+def test_output_may_be_an_input(op, dtype, shape, axis):
+    grad_y, x, parameters = draw_case(op, dtype, shape, axis)
+    expected = backward(op, grad_y, x, parameters, axis=axis)
+    y, mask = forward(op, x, parameters, axis=axis, save_mask=True)
+    by_mask = grad_y.copy()
+    assert_same_bits(_core.straight_through_grad(by_mask, mask, out=by_mask), expected[0])
+    assert_all_same_bits(backward(op, grad_y, x, parameters, axis=axis, out=grad_y), expected)
+    assert_all_same_bits(forward(op, x, parameters, axis=axis, save_mask=True, out=x), (y, mask))
     assert_same_bits(x, y)
+
+
+def half_values(dtype):
+    """Every number of a 16-bit type, and next to it the halfway points at which rounding to it is decided."""
+    numbers = np.arange(2**16, dtype=np.uint16).view(dtype)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return numbers, numbers.astype(np.float32)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("isa", _core.cpu_features())
+def test_every_16_bit_number_is_widened_and_narrowed_as_by_numpy(dtype, isa):
+    # A step of 1 over a wide range rounds to integers: exact in float32, so narrowing back is what is tested.
+    numbers, wide = half_values(dtype)
+    for scale in (1.0, 2.0**-20):
+        y = _core.lsq_symmetric(numbers, np.float32(2.0**15 * scale), num_bits=16, isa=isa)
+        expected = _core.lsq_symmetric(wide, np.float32(2.0**15 * scale), num_bits=16, isa=isa)
+        with np.errstate(over="ignore"):
+            assert_same_bits(y, expected.astype(dtype))
 
 
 def test_an_output_that_overlaps_an_input_elsewhere_is_refused():
@@ -107,7 +186,7 @@ def test_memcpy_copies_on_any_number_of_threads():
 
 
 ERRORS = [
-    ({"x": X.astype(np.float64)}, "fake_quant: x must be of dtype float32, got float64"),
+    ({"x": X.astype(np.int32)}, "fake_quant: x must be of dtype float32, float16, bfloat16 or float64, got int32"),
     ({"x": X.T}, "fake_quant: x must be C-contiguous and aligned to its elements, got strides (4, 16)"),
     ({"min": np.zeros((), np.float64)}, "fake_quant: min must be of dtype float32, got float64"),
     ({"min": "low"}, "fake_quant: min must be a number or an array, got 'low'"),

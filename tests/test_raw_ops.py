@@ -9,12 +9,19 @@ import qatfast
 RAW = qatfast.ops._native
 
 
-@pytest.mark.parametrize("name", ["fake_quant", "fake_quant_grad", "fake_quant_grad_with_range"])
+FORWARD = ["fake_quant", "lsq_symmetric", "lsq_uniform"]
+BACKWARD = {"fake_quant_grad": 2, "fake_quant_grad_with_range": 2, "lsq_symmetric_grad": 1, "lsq_uniform_grad": 2}
+
+
+def raw(name):
+    return getattr(RAW, f"qatfast_{name}")
+
+
+@pytest.mark.parametrize("name", [*FORWARD, *BACKWARD, "straight_through_grad"])
 def test_documentation_has_the_formula_and_every_argument(name):
-    text = getattr(RAW, f"qatfast_{name}").__doc__
-    for word in ("nudged_min", "NaN", "min:", "max:", "num_bits:") + ("grad_y:", "grad_x") * name.startswith(
-        "fake_quant_"
-    ):
+    text = raw(name).__doc__
+    of_forward = ["mask:", "num_bits:", "x:", "clip(", "y  ", "step" if "lsq" in name else "nudged_min"]
+    for word in ["NaN", *(of_forward if name in FORWARD else ["grad_y:", "grad_x "])]:
         assert word in text
 
 
@@ -28,10 +35,44 @@ def in_graph(op, *shapes, **attributes):
 
 def test_shapes_are_inferred():
     per_channel = {"per_channel": True, "axis": 1}
-    assert in_graph(RAW.qatfast_fake_quant, [3, None], [None], [None], **per_channel).shape.as_list() == [3, None]
+    assert in_graph(RAW.qatfast_fake_quant, [3, None], [None], [None], **per_channel).y.shape.as_list() == [3, None]
     gradients = in_graph(RAW.qatfast_fake_quant_grad_with_range, [3, None], [None, 4], [None], [None], **per_channel)
     assert gradients.grad_x.shape == [3, 4]
     assert in_graph(RAW.qatfast_fake_quant_grad, None, [3, 4], [], []).shape == [3, 4]
+    gradients = in_graph(RAW.qatfast_lsq_symmetric_grad, [3, 4], [3, 4], [None], **per_channel)
+    assert gradients.grad_threshold.shape.rank == 1
+    by_mask = tf.function(RAW.qatfast_straight_through_grad).get_concrete_function(
+        tf.zeros([3, 4]), tf.zeros([2], tf.uint8)
+    )
+    assert by_mask.structured_outputs.shape == [3, 4]
+
+
+@pytest.mark.parametrize(("shape", "mask_shape"), [([3, 4], [2]), ([0, 3], [0]), ([8], [1]), ([3, None], [None])])
+def test_the_mask_has_a_bit_per_element_in_whole_bytes(shape, mask_shape):
+    for name in FORWARD:
+        parameters = [[]] * (1 if name == "lsq_symmetric" else 2)
+        assert in_graph(raw(name), shape, *parameters, save_mask=True).mask.shape.as_list() == mask_shape
+        assert in_graph(raw(name), shape, *parameters).mask.shape.as_list() == [0]
+
+
+def test_a_mask_of_another_size_is_refused():
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"mask must be of shape \[2\] for grad_y of"):
+        RAW.qatfast_straight_through_grad(tf.zeros([3, 4]), tf.zeros([3], tf.uint8))
+
+
+LSQ_ATTRIBUTE_ERRORS = [
+    ({"grad_scale": 0.0}, "grad_scale must be positive and finite, got 0"),
+    ({"grad_scale": np.inf}, "grad_scale must be positive and finite, got inf"),
+    ({"num_bits": 1}, "num_bits must be from 2 to 16, got 1"),
+]
+
+
+@pytest.mark.parametrize(("attributes", "message"), LSQ_ATTRIBUTE_ERRORS)
+def test_bad_attributes_of_lsq_are_named(attributes, message):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=f"QatfastLsqSymmetric: {message}"):
+        RAW.qatfast_lsq_symmetric(tf.zeros([2]), 1.0, **attributes)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="QatfastLsqUniform: min_width must be finite and not neg"):
+        RAW.qatfast_lsq_uniform(tf.zeros([2]), -1.0, 1.0, min_width=-1.0)
 
 
 SHAPE_ERRORS = [
@@ -64,15 +105,20 @@ def test_wrong_shapes_are_caught_when_the_op_runs(shapes, attributes, message):
         RAW.qatfast_fake_quant(*tensors, **attributes)
 
 
-@pytest.mark.parametrize("op", [RAW.qatfast_fake_quant_grad, RAW.qatfast_fake_quant_grad_with_range])
-def test_gradient_of_another_shape_than_x_is_refused(op):
+@pytest.mark.parametrize("name", BACKWARD)
+def test_gradient_of_another_shape_than_x_is_refused(name):
+    parameters = [1.0, 2.0][: BACKWARD[name]]
     with pytest.raises(ValueError, match="grad_y must be of the shape of x"):
-        in_graph(op, [4], [3], [], [])
+        in_graph(raw(name), [4], [3], *[[] for _ in parameters])
     with pytest.raises(tf.errors.InvalidArgumentError, match="grad_y must be of the shape of x"):
-        op(tf.zeros([4]), tf.zeros([3]), -1.0, 1.0)
+        raw(name)(tf.zeros([4]), tf.zeros([3]), *parameters)
 
 
 def test_the_channel_with_the_bad_range_is_named():
     low, high = np.full(5, -1, np.float32), np.float32([1, 1, 1, -2, 1])
     with pytest.raises(tf.errors.InvalidArgumentError, match="got min -1 and max -2 in channel 3"):
         RAW.qatfast_fake_quant(tf.zeros([2, 5]), low, high, per_channel=True)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="the step is a normal number, got -2 in channel 3"):
+        RAW.qatfast_lsq_symmetric(tf.zeros([2, 5]), high, per_channel=True)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="got min -1 and max -2 in channel 3"):
+        RAW.qatfast_lsq_uniform(tf.zeros([2, 5]), low, high, per_channel=True)

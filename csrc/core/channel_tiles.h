@@ -1,7 +1,7 @@
 // How the CPU cuts a [outer, channels, inner] tensor into blocks of work.
 //
 // The cut depends on the layout alone, never on the number of threads: partial sums over blocks, added in index
-// order, then have the same bits on any machine. LSQ will use the same tiles.
+// order, then have the same bits on any machine.
 //
 // Two regimes. In RunTiles, inner is long: a run of `inner` neighbours shares one channel, whose parameters sit in
 // registers. In LaneTiles, inner is short (1, for Keras' last axis): neighbours differ in channel, so parameters
@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <numeric>
 
 #include "core/params.h"
 
@@ -26,10 +27,14 @@ constexpr int64_t kTileWidth = 2048;
 // Rows of a tile that a loop may take at once.
 constexpr int64_t kRowsAtOnce = 4;
 
+// Elements of a run or a row that loops take at once: what they read, write and sum up stays in the first-level cache.
+constexpr int64_t kPartWidth = 512;
+
 // Elements by which arrays that are walked side by side are longer than a tile row is wide. Without it they lie a
 // multiple of 4 KiB apart, all their current lines fall into one set of the first-level cache, and evict each other.
 constexpr int64_t kTilePadding = 48;
 constexpr int64_t kPaddedTileWidth = kTileWidth + kTilePadding;
+constexpr int64_t kPaddedPartWidth = kPartWidth + kTilePadding;
 
 // With few rows to serve, laying out lanes never pays: then even short runs are better taken as runs.
 constexpr int64_t kFewRows = 8;
@@ -99,19 +104,19 @@ class LaneTiles {
   // Elements of a block, about: large against the setting up of its lanes, small against what threads share.
   static constexpr int64_t kBlockSize = int64_t{1} << 17;
 
-  explicit LaneTiles(const ChannelLayout& layout)
-      : channels_(layout.channels), inner_(layout.inner), size_(layout.size()) {
+  // Every row part of a tile starts at a multiple of `alignment` elements of the tensor.
+  explicit LaneTiles(const ChannelLayout& layout, int64_t alignment = 1)
+      : channels_(layout.channels), inner_(std::max<int64_t>(1, layout.inner)), size_(layout.size()) {
     const int64_t period = std::max<int64_t>(1, channels_ * inner_);
-    if (period <= kTileWidth) {
-      // Several rows of the tensor side by side; the last row of tiles may then be shorter.
-      row_length_ = kTileWidth / period * period;
-      tile_width_ = row_length_;
-    } else {
-      row_length_ = period;
-      tile_width_ = kTileWidth / inner_ * inner_;
-    }
+    // Several rows of the tensor side by side, where they fit or are needed to end on the alignment; the last row of
+    // tiles may then be shorter.
+    const int64_t to_align = alignment / std::gcd(period, alignment);
+    const int64_t side_by_side = std::max<int64_t>(1, kTileWidth / (period * to_align)) * to_align;
+    row_length_ = side_by_side * period;
+    const int64_t unit = std::lcm(inner_, alignment);
+    tiles_per_row_ = CeilDiv(row_length_, kTileWidth / unit * unit);
+    tile_width_ = CeilDiv(CeilDiv(row_length_, tiles_per_row_), unit) * unit;
     num_rows_ = CeilDiv(size_, row_length_);
-    tiles_per_row_ = CeilDiv(row_length_, tile_width_);
     rows_per_block_ = std::max<int64_t>(1, kBlockSize / tile_width_);
   }
 
@@ -131,7 +136,7 @@ class LaneTiles {
     const int64_t row_block = block / tiles_per_row_;
     const int64_t first_column = block % tiles_per_row_ * tile_width_;
     const int64_t first_row = row_block * rows_per_block_;
-    return {first_column, std::min(tile_width_, row_length_ - first_column), first_row,
+    return {first_column, std::max<int64_t>(0, std::min(tile_width_, row_length_ - first_column)), first_row,
             std::min(num_rows_, first_row + rows_per_block_), row_block};
   }
 

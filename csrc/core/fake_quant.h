@@ -11,11 +11,12 @@ namespace qatfast {
 
 // The first channel whose range cannot be quantized to (see IsValid in quant_math.h), or -1.
 template <typename T>
-int64_t FindInvalidRange(const FakeQuantParams<T>& params);
+int64_t FindInvalidChannel(const FakeQuantParams<T>& params);
 
-// y = fake_quant(x). `y` may be `x`. Precondition: FindInvalidRange(params) == -1.
+// y = fake_quant(x), and the mask of what its gradient passes to (bit_mask.h) unless `mask` is null. `y` may be `x`.
+// Precondition: FindInvalidChannel(params) == -1.
 template <typename T>
-void FakeQuant(const FakeQuantParams<T>& params, const T* x, T* y, const CpuExecution& execution);
+void FakeQuant(const FakeQuantParams<T>& params, const T* x, T* y, uint8_t* mask, const CpuExecution& execution);
 
 // What to compute of the gradient: `grad_x` always, the sums for the range only if `grad_min` is not null.
 // The sums accumulate in double in an order that depends on the layout alone.

@@ -29,7 +29,7 @@ struct QuantRange {
   int quant_min = 0;
   int quant_max = 255;
 
-  int steps() const { return quant_max - quant_min; }
+  constexpr int steps() const { return quant_max - quant_min; }
 };
 
 inline QuantRange MakeQuantRange(int num_bits, bool narrow_range) {
@@ -56,6 +56,30 @@ struct FakeQuantParams {
   QuantRange quant_range;
   bool per_channel = false;
   bool include_zero = false;
+  const Arithmetic<T>* min = nullptr;
+  const Arithmetic<T>* max = nullptr;
+};
+
+// Learned step size quantization with a grid that is symmetric about zero, or starts at zero if not `is_signed`.
+// `threshold` holds layout.channels values.
+template <typename T>
+struct LsqSymmetricParams {
+  ChannelLayout layout;
+  int num_bits = 8;
+  bool is_signed = true;
+  bool power_of_two = false;
+  float grad_scale = 1.0f;
+  float min_threshold = 0.0f;  // 0: none
+  const Arithmetic<T>* threshold = nullptr;
+};
+
+// Learned step size quantization with a grid from `min` to `max`, which hold layout.channels values.
+template <typename T>
+struct LsqUniformParams {
+  ChannelLayout layout;
+  int num_bits = 8;
+  float grad_scale = 1.0f;
+  float min_width = 0.0f;  // 0: none
   const Arithmetic<T>* min = nullptr;
   const Arithmetic<T>* max = nullptr;
 };

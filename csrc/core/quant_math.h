@@ -1,23 +1,28 @@
 // Every formula of fake quantization, written once for CPU and GPU.
 //
 // Bit-exactness rests on these expressions as they stand: compile without contraction into fused multiply-add
-// and without reassociation. All functions are forced inline, so that no copy of them compiled for a newer
-// instruction set can be linked into code for an older one.
+// and without reassociation.
 #ifndef QATFAST_CORE_QUANT_MATH_H_
 #define QATFAST_CORE_QUANT_MATH_H_
 
 #include <cmath>
 #include <limits>
 
+#include "core/inline.h"
 #include "core/params.h"
 
-#if defined(__CUDACC__)
-#define QATFAST_INLINE __host__ __device__ __forceinline__
-#else
-#define QATFAST_INLINE inline __attribute__((always_inline))
-#endif
-
 namespace qatfast {
+
+template <typename A>
+QATFAST_INLINE bool IsFinite(A value) {
+  return value - value == A(0);
+}
+
+// Whether a quantization step can be divided by: positive, normal, finite.
+template <typename A>
+QATFAST_INLINE bool IsNormalStep(A step) {
+  return step >= std::numeric_limits<A>::min() && step <= std::numeric_limits<A>::max();
+}
 
 template <typename A>
 struct Range {
@@ -46,7 +51,7 @@ QATFAST_INLINE bool IsZero(Range<A> range) {
 template <typename A>
 QATFAST_INLINE bool IsValid(Range<A> range, QuantRange grid) {
   const A scale = (range.max - range.min) / static_cast<A>(grid.steps());
-  return IsZero(range) || (scale >= std::numeric_limits<A>::min() && scale <= std::numeric_limits<A>::max());
+  return IsZero(range) || IsNormalStep(scale);
 }
 
 // The range that [min, max] becomes when zero must be on the grid: moved by less than a step where it crosses
@@ -104,10 +109,60 @@ QATFAST_INLINE A FakeQuantize(A x, const NudgedRange<A>& range) {
   return std::floor(steps - range.quant_zero + A(0.5)) * range.scale;
 }
 
-// The straight-through estimator: grad_y where x is in the range, ends included. NaN is not.
+// Where the straight-through estimator lets the gradient pass: in the range, ends included. NaN is not.
 template <typename A>
-QATFAST_INLINE A StraightThrough(A grad_y, A x, A min, A max) {
-  return x >= min && x <= max ? grad_y : A(0);
+QATFAST_INLINE bool IsInRange(A x, A min, A max) {
+  return x >= min && x <= max;
+}
+
+// The smallest power of two that is not less than `value`, a positive normal number; infinity if there is none.
+QATFAST_INLINE float CeilToPowerOfTwo(float value) {
+  constexpr uint32_t kMantissa = (uint32_t{1} << 23) - 1;
+  return BitCast<float>((BitCast<uint32_t>(value) + kMantissa) & ~kMantissa);
+}
+QATFAST_INLINE double CeilToPowerOfTwo(double value) {
+  constexpr uint64_t kMantissa = (uint64_t{1} << 52) - 1;
+  return BitCast<double>((BitCast<uint64_t>(value) + kMantissa) & ~kMantissa);
+}
+
+// `step` as MCT's grad_scale() returns it: step, but for the rounding of the sum. It keeps the value and multiplies
+// the gradient by `grad_scale`; with a grad_scale from 0.5 to 2 it is exact.
+template <typename A>
+QATFAST_INLINE A ScaleGradient(A step, A grad_scale) {
+  const A scaled = grad_scale * step;
+  return (step - scaled) + scaled;
+}
+
+// The integer nearest to `value`, halves to the even one, and zero without a sign.
+template <typename A>
+QATFAST_INLINE A RoundHalfEven(A value) {
+  return std::nearbyint(value) + A(0);
+}
+
+// Learned step size quantization to lowest .. highest steps, of which `value` is given in steps. NaN stays NaN.
+template <typename A>
+QATFAST_INLINE A LsqQuantize(A value, A lowest, A highest) {
+  const A rounded = RoundHalfEven(value);
+  const A above = rounded < lowest ? lowest : rounded;
+  return above > highest ? highest : above;
+}
+
+// Whether a value, given in steps, rounds to one of lowest .. highest. NaN does not.
+template <typename A>
+QATFAST_INLINE bool LsqPasses(A value, A lowest, A highest) {
+  const A rounded = RoundHalfEven(value);
+  return rounded >= lowest && rounded <= highest;
+}
+
+// The gradient to the step: grad_y times what the output moves by when the step grows by one, which is c - [r == c] v
+// with r = round(v) and c = clip(r). NaN gives 0, whatever grad_y is.
+template <typename A>
+QATFAST_INLINE A LsqStepTerm(A grad_y, A value, A lowest, A highest) {
+  const A rounded = RoundHalfEven(value);
+  const A outside = grad_y * (rounded < lowest ? lowest : highest);
+  const A inside = grad_y * (rounded - value);
+  const A term = rounded >= lowest && rounded <= highest ? inside : outside;
+  return value == value ? term : A(0);
 }
 
 }  // namespace qatfast

@@ -56,7 +56,7 @@ class StreamingWriter {
   StreamingWriter(const StreamingWriter&) = delete;
   StreamingWriter& operator=(const StreamingWriter&) = delete;
 
-  // Has compute(buffer) write `length` <= kTileWidth elements, which go to `output`.
+  // Has compute(buffer) write `length` <= kPartWidth elements, which go to `output`.
   template <typename Compute>
   void Write(T* output, int64_t length, Compute compute) {
     WriteRows(output, length, 1, length, [&](T* row, int64_t) { compute(row); });
@@ -70,15 +70,15 @@ class StreamingWriter {
       compute(output, stride);
       return;
     }
-    compute(buffer_, kPaddedTileWidth);
+    compute(buffer_, kPaddedPartWidth);
     for (int64_t row = 0; row < rows; ++row) {
-      StreamCopy(output + row * stride, buffer_ + row * kPaddedTileWidth, length * static_cast<int64_t>(sizeof(T)));
+      StreamCopy(output + row * stride, buffer_ + row * kPaddedPartWidth, length * static_cast<int64_t>(sizeof(T)));
     }
   }
 
  private:
   bool stream_;
-  alignas(64) T buffer_[kRowsAtOnce * kPaddedTileWidth];
+  alignas(64) T buffer_[kRowsAtOnce * kPaddedPartWidth];
 };
 
 }  // namespace qatfast

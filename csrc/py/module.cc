@@ -1,23 +1,17 @@
 // The kernels on NumPy arrays, without TensorFlow between: for tests and benchmarks.
 
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <atomic>
 #include <cstring>
 #include <limits>
-#include <optional>
-#include <sstream>
-#include <stdexcept>
-#include <string>
 #include <system_error>
 #include <thread>
-#include <vector>
 
-#include "core/fake_quant.h"
-
-namespace py = pybind11;
+#include "core/bit_mask.h"
+#include "core/straight_through.h"
+#include "py/arrays.h"
+#include "py/calls.h"
 
 namespace qatfast {
 namespace {
@@ -40,180 +34,122 @@ ParallelFor PlainParallelFor(int num_threads) {
   };
 }
 
-std::string ShapeString(const py::array& array) { return py::str(array.attr("shape")); }
-
-[[noreturn]] void Fail(const std::string& op, const std::string& argument, const std::string& requirement,
-                       const std::string& got) {
-  throw py::value_error(op + ": " + argument + " must be " + requirement + ", got " + got);
-}
-
 int CheckedThreads(const std::string& op, int num_threads) {
   if (num_threads < 1) Fail(op, "num_threads", "at least 1", std::to_string(num_threads));
   return num_threads;
 }
 
-CpuExecution MakeExecution(const std::string& op, int num_threads, const std::optional<std::string>& isa,
-                           std::optional<bool> stream) {
+// How a call is to run.
+struct Run {
+  int num_threads;
+  std::optional<std::string> isa;
+  std::optional<bool> stream;
+  std::optional<py::array> out;
+};
+
+CpuExecution MakeExecution(const std::string& op, const Run& run) {
   CpuExecution execution;
-  if (stream) execution.streaming_bytes = *stream ? -1 : std::numeric_limits<int64_t>::max();
-  execution.parallel_for = PlainParallelFor(CheckedThreads(op, num_threads));
-  if (isa && (!ParseIsa(*isa, &execution.isa) || !IsSupported(execution.isa))) {
-    Fail(op, "isa", "an instruction set of cpu_features()", *isa);
+  if (run.stream) execution.streaming_bytes = *run.stream ? -1 : std::numeric_limits<int64_t>::max();
+  execution.parallel_for = PlainParallelFor(CheckedThreads(op, run.num_threads));
+  if (run.isa && (!ParseIsa(*run.isa, &execution.isa) || !IsSupported(execution.isa))) {
+    Fail(op, "isa", "an instruction set of cpu_features()", *run.isa);
   }
   return execution;
 }
 
-// A view of a C-contiguous array of T, never a copy of it.
-template <typename T>
-py::array_t<T> Contiguous(const std::string& op, const std::string& argument, const py::array& array) {
-  if (!py::isinstance<py::array_t<T>>(array)) {
-    Fail(op, argument, "of dtype " + std::string(py::str(py::dtype::of<T>())), py::str(array.dtype()));
-  }
-  const bool aligned = reinterpret_cast<uintptr_t>(array.data()) % alignof(T) == 0;
-  if (!(array.flags() & py::array::c_style) || !aligned) {
-    Fail(op, argument, "C-contiguous and aligned to its elements",
-         "strides " + std::string(py::str(array.attr("strides"))));
-  }
-  return py::reinterpret_borrow<py::array_t<T>>(array);
-}
-
-// A range end: an array, used in place, or a number.
-template <typename A>
-py::array_t<A> RangeEnd(const std::string& op, const std::string& argument, const py::object& end) {
-  if (py::isinstance<py::array>(end)) return Contiguous<A>(op, argument, py::reinterpret_borrow<py::array>(end));
-  const auto converted = py::array_t<A>::ensure(end);
-  if (!converted) Fail(op, argument, "a number or an array", py::repr(end));
-  return converted;
-}
-
-void CheckShape(const std::string& op, const std::string& argument, const py::array& array, const py::array& like) {
-  if (!array.attr("shape").equal(like.attr("shape"))) {
-    Fail(op, argument, "of shape " + ShapeString(like), ShapeString(array));
-  }
-}
-
-// Kernels may write over an input, not over one that lies elsewhere in the same memory.
-void CheckOverlap(const std::string& op, const std::string& argument, const py::array& out, const py::array& input) {
-  const char* a = static_cast<const char*>(out.data());
-  const char* b = static_cast<const char*>(input.data());
-  if (a != b && a < b + input.nbytes() && b < a + out.nbytes()) {
-    Fail(op, "out", argument + " itself or apart from it", "an array that overlaps it");
-  }
-}
-
-template <typename T>
-py::array_t<T> OutputLike(const std::string& op, const std::optional<py::array>& out, const py::array& x) {
-  if (!out) return py::array_t<T>(std::vector<py::ssize_t>(x.shape(), x.shape() + x.ndim()));
-  CheckShape(op, "out", *out, x);
-  CheckOverlap(op, "x", *out, x);
-  if (!out->writeable()) Fail(op, "out", "writeable", "a read-only array");
-  return Contiguous<T>(op, "out", *out);
-}
-
-struct Attributes {
-  int num_bits;
-  bool narrow_range;
-  std::optional<int> axis;
-  bool include_zero;
+struct NamedParameter {
+  const char* name;
+  py::object value;
 };
 
-template <typename T>
-FakeQuantParams<T> MakeParams(const std::string& op, const Attributes& attributes, const py::array& x,
-                              const py::array_t<Arithmetic<T>>& min, const py::array_t<Arithmetic<T>>& max) {
-  if (attributes.num_bits < 2 || attributes.num_bits > 16) {
-    Fail(op, "num_bits", "from 2 to 16", std::to_string(attributes.num_bits));
+template <typename A>
+std::vector<py::array> ConvertParameters(const std::string& op, const std::vector<NamedParameter>& parameters) {
+  std::vector<py::array> arrays;
+  for (const NamedParameter& parameter : parameters) {
+    arrays.push_back(Parameter<A>(op, parameter.name, parameter.value));
   }
-  FakeQuantParams<T> params;
-  params.quant_range = MakeQuantRange(attributes.num_bits, attributes.narrow_range);
-  params.per_channel = attributes.axis.has_value();
-  params.include_zero = attributes.include_zero;
-  params.min = min.data();
-  params.max = max.data();
-  std::vector<py::ssize_t> wanted;
-  if (params.per_channel) {
-    const int rank = static_cast<int>(x.ndim());
-    const int axis = *attributes.axis < 0 ? *attributes.axis + rank : *attributes.axis;
-    if (axis < 0 || axis >= rank) {
-      Fail(op, "axis", "an axis of x, of shape " + ShapeString(x), std::to_string(*attributes.axis));
-    }
-    const std::vector<int64_t> dims(x.shape(), x.shape() + rank);
-    params.layout = MakeChannelLayout(dims.data(), rank, axis);
-    wanted = {static_cast<py::ssize_t>(params.layout.channels)};
-  } else {
-    params.layout = {1, 1, x.size()};
-  }
-  for (const auto* end : {&min, &max}) {
-    const std::vector<py::ssize_t> shape(end->shape(), end->shape() + end->ndim());
-    if (shape != wanted) {
-      Fail(op, end == &min ? "min" : "max", "of shape " + std::string(py::str(py::tuple(py::cast(wanted)))),
-           ShapeString(*end));
-    }
-  }
-  const int64_t invalid = FindInvalidRange(params);
-  if (invalid >= 0) {
-    std::ostringstream got;
-    got << "min " << params.min[invalid] << " and max " << params.max[invalid] << " in channel " << invalid;
-    Fail(op, "min and max", "finite and min less than max (or both 0)", got.str());
-  }
-  return params;
+  return arrays;
 }
 
-template <typename T>
-py::array_t<T> PyFakeQuant(const py::array& x, const py::object& min, const py::object& max, int num_bits,
-                           bool narrow_range, std::optional<int> axis, bool include_zero,
-                           const std::optional<py::array>& out, int num_threads, const std::optional<std::string>& isa,
-                           std::optional<bool> stream) {
-  const std::string op = "fake_quant";
-  const auto x_view = Contiguous<T>(op, "x", x);
-  const auto min_view = RangeEnd<Arithmetic<T>>(op, "min", min);
-  const auto max_view = RangeEnd<Arithmetic<T>>(op, "max", max);
-  const auto params = MakeParams<T>(op, {num_bits, narrow_range, axis, include_zero}, x, min_view, max_view);
-  const CpuExecution execution = MakeExecution(op, num_threads, isa, stream);
-  auto y = OutputLike<T>(op, out, x);
-  const T* from = x_view.data();
-  T* to = y.mutable_data();
-  py::gil_scoped_release release;
-  FakeQuant(params, from, to, execution);
-  py::gil_scoped_acquire acquire;
-  return y;
+// y, or (y, mask).
+template <template <typename> typename Call, typename Attributes>
+py::object Forward(const std::string& op, const py::array& x, const std::vector<NamedParameter>& parameters,
+                   const Attributes& attributes, bool save_mask, const Run& run) {
+  return WithType(op, "x", x, [&](auto type) -> py::object {
+    using T = decltype(type);
+    const T* from = Elements<T>(op, "x", x);
+    const auto inputs = ConvertParameters<Arithmetic<T>>(op, parameters);
+    const Call<T> call(op, attributes, x, inputs);
+    const CpuExecution execution = MakeExecution(op, run);
+    py::array y = OutputLike(op, run.out, x);
+    T* to = WritableElements<T>(op, "out", y);
+    py::array_t<uint8_t> mask(save_mask ? BitMaskBytes(x.size()) : 0);
+    uint8_t* bits = save_mask ? mask.mutable_data() : nullptr;
+    {
+      py::gil_scoped_release release;
+      call.Forward(from, to, bits, execution);
+    }
+    if (!save_mask) return std::move(y);
+    return py::make_tuple(y, mask);
+  });
 }
 
-template <typename T>
-py::tuple PyFakeQuantGrad(const py::array& grad_y, const py::array& x, const py::object& min, const py::object& max,
-                          int num_bits, bool narrow_range, std::optional<int> axis, bool include_zero, bool with_range,
-                          const std::optional<py::array>& out, int num_threads, const std::optional<std::string>& isa,
-                          std::optional<bool> stream) {
-  const std::string op = "fake_quant_grad";
-  const auto grad_y_view = Contiguous<T>(op, "grad_y", grad_y);
-  const auto x_view = Contiguous<T>(op, "x", x);
-  const auto min_view = RangeEnd<Arithmetic<T>>(op, "min", min);
-  const auto max_view = RangeEnd<Arithmetic<T>>(op, "max", max);
-  CheckShape(op, "grad_y", grad_y, x);
-  const auto params = MakeParams<T>(op, {num_bits, narrow_range, axis, include_zero}, x, min_view, max_view);
-  const CpuExecution execution = MakeExecution(op, num_threads, isa, stream);
-  auto grad_x = OutputLike<T>(op, out, x);
-  CheckOverlap(op, "grad_y", grad_x, grad_y);
-  FakeQuantGradients<T> gradients;
-  gradients.grad_x = grad_x.mutable_data();
-  py::object grad_min = py::none(), grad_max = py::none();
-  std::vector<double> workspace;
-  if (with_range) {
-    const std::vector<py::ssize_t> shape(min_view.shape(), min_view.shape() + min_view.ndim());
-    py::array_t<Arithmetic<T>> min_sums(shape), max_sums(shape);
-    gradients.grad_min = min_sums.mutable_data();
-    gradients.grad_max = max_sums.mutable_data();
-    workspace.resize(FakeQuantGradWorkspaceSize(params.layout));
-    gradients.workspace = workspace.data();
-    grad_min = std::move(min_sums);
-    grad_max = std::move(max_sums);
-  }
-  const T* from_grad_y = grad_y_view.data();
-  const T* from_x = x_view.data();
-  {
+// (grad_x, and the gradient to each parameter: None unless `with_parameters`).
+template <template <typename> typename Call, typename Attributes>
+py::tuple Backward(const std::string& op, const py::array& grad_y, const py::array& x,
+                   const std::vector<NamedParameter>& parameters, const Attributes& attributes, bool with_parameters,
+                   const Run& run) {
+  return WithType(op, "x", x, [&](auto type) {
+    using T = decltype(type);
+    using A = Arithmetic<T>;
+    const T* from_grad_y = Elements<T>(op, "grad_y", grad_y);
+    const T* from_x = Elements<T>(op, "x", x);
+    CheckShape(op, "grad_y", grad_y, x);
+    const auto inputs = ConvertParameters<A>(op, parameters);
+    const Call<T> call(op, attributes, x, inputs);
+    const CpuExecution execution = MakeExecution(op, run);
+    py::array grad_x = OutputLike(op, run.out, x);
+    CheckOverlap(op, "grad_y", grad_x, grad_y);
+    T* to = WritableElements<T>(op, "out", grad_x);
+    py::tuple results(1 + Call<T>::kParameters);
+    results[0] = grad_x;
+    A* grads[Call<T>::kParameters] = {};
+    std::vector<double> workspace;
+    for (int i = 0; i < Call<T>::kParameters; ++i) {
+      results[1 + i] = py::none();
+      if (!with_parameters) continue;
+      py::array_t<A> grad(ShapeOf(inputs[i]));
+      grads[i] = grad.mutable_data();
+      results[1 + i] = std::move(grad);
+    }
+    if (with_parameters) workspace.resize(call.WorkspaceSize());
+    {
+      py::gil_scoped_release release;
+      call.Backward(from_grad_y, from_x, to, grads, workspace.data(), execution);
+    }
+    return results;
+  });
+}
+
+py::array PyStraightThroughGrad(const py::array& grad_y, const py::array& mask, const Run& run) {
+  const std::string op = "straight_through_grad";
+  return WithType(op, "grad_y", grad_y, [&](auto type) {
+    using T = decltype(type);
+    const T* from = Elements<T>(op, "grad_y", grad_y);
+    const uint8_t* bits = Elements<uint8_t>(op, "mask", mask);
+    const std::vector<py::ssize_t> wanted = {static_cast<py::ssize_t>(BitMaskBytes(grad_y.size()))};
+    if (ShapeOf(mask) != wanted) {
+      Fail(op, "mask", "of shape (" + std::to_string(wanted[0]) + ",)", ShapeString(mask));
+    }
+    const CpuExecution execution = MakeExecution(op, run);
+    py::array grad_x = OutputLike(op, run.out, grad_y);
+    T* to = WritableElements<T>(op, "out", grad_x);
+    const int64_t size = grad_y.size();
     py::gil_scoped_release release;
-    FakeQuantGrad(params, from_grad_y, from_x, gradients, execution);
-  }
-  return py::make_tuple(grad_x, grad_min, grad_max);
+    StraightThroughGrad(from, bits, to, size, execution);
+    py::gil_scoped_acquire acquire;
+    return grad_x;
+  });
 }
 
 void PyMemcpy(const py::array& destination, const py::array& source, int num_threads) {
@@ -260,24 +196,104 @@ py::dict BuildFacts() {
   return facts;
 }
 
+// Defines a function with the keyword arguments that every call takes.
+template <typename Function, typename... Args>
+void Define(py::module_& m, const char* name, const char* doc, Function function, const Args&... arguments) {
+  m.def(name, function, arguments..., py::arg("out") = py::none(), py::arg("num_threads") = 1,
+        py::arg("isa") = py::none(), py::arg("stream") = py::none(), doc);
+}
+
+using Axis = std::optional<int>;
+using Out = std::optional<py::array>;
+using IsaArgument = std::optional<std::string>;
+using Stream = std::optional<bool>;
+
 }  // namespace
 }  // namespace qatfast
 
 PYBIND11_MODULE(_core, m) {
   using namespace qatfast;
-  m.doc() = "qatfast's kernels on NumPy arrays. Arrays are used in place: C-contiguous, of the exact dtype.";
-  m.def("fake_quant", &PyFakeQuant<float>, py::arg("x"), py::arg("min"), py::arg("max"), py::kw_only(),
-        py::arg("num_bits") = 8, py::arg("narrow_range") = false, py::arg("axis") = py::none(),
-        py::arg("include_zero") = false, py::arg("out") = py::none(), py::arg("num_threads") = 1,
-        py::arg("isa") = py::none(), py::arg("stream") = py::none(),
-        "y of qatfast.ops.fake_quant. `out` may be x. `isa` is one of cpu_features(), `stream` whether "
-        "to write around the caches; None leaves the choice to the library.");
-  m.def("fake_quant_grad", &PyFakeQuantGrad<float>, py::arg("grad_y"), py::arg("x"), py::arg("min"), py::arg("max"),
-        py::kw_only(), py::arg("num_bits") = 8, py::arg("narrow_range") = false, py::arg("axis") = py::none(),
-        py::arg("include_zero") = false, py::arg("with_range") = true, py::arg("out") = py::none(),
-        py::arg("num_threads") = 1, py::arg("isa") = py::none(), py::arg("stream") = py::none(),
-        "(grad_x, grad_min, grad_max) of qatfast.ops.fake_quant; the last two are None unless `with_range`.");
-  m.def("memcpy", &PyMemcpy, py::arg("destination"), py::arg("source"), py::kw_only(), py::arg("num_threads") = 1,
+  using py::arg;
+  m.doc() =
+      "qatfast's kernels on NumPy arrays of float32, float16, float64 or ml_dtypes' bfloat16. Arrays are used in "
+      "place: "
+      "C-contiguous, of the exact dtype. Every function takes `out`, which may be an input, `num_threads`, `isa` (one "
+      "of cpu_features()) and `stream` (whether to write around the caches); None leaves the choice to the library.";
+  Define(
+      m, "fake_quant", "y of qatfast.ops.fake_quant; with `save_mask` also the mask that straight_through_grad takes.",
+      [](const py::array& x, const py::object& min, const py::object& max, int num_bits, bool narrow_range, Axis axis,
+         bool include_zero, bool save_mask, Out out, int num_threads, IsaArgument isa, Stream stream) {
+        return Forward<FakeQuantCall>("fake_quant", x, {{"min", min}, {"max", max}},
+                                      FakeQuantAttributes{num_bits, narrow_range, axis, include_zero}, save_mask,
+                                      {num_threads, isa, stream, out});
+      },
+      arg("x"), arg("min"), arg("max"), py::kw_only(), arg("num_bits") = 8, arg("narrow_range") = false,
+      arg("axis") = py::none(), arg("include_zero") = false, arg("save_mask") = false);
+  Define(
+      m, "fake_quant_grad",
+      "(grad_x, grad_min, grad_max) of qatfast.ops.fake_quant; the last two are None unless `with_range`.",
+      [](const py::array& grad_y, const py::array& x, const py::object& min, const py::object& max, int num_bits,
+         bool narrow_range, Axis axis, bool include_zero, bool with_range, Out out, int num_threads, IsaArgument isa,
+         Stream stream) {
+        return Backward<FakeQuantCall>("fake_quant_grad", grad_y, x, {{"min", min}, {"max", max}},
+                                       FakeQuantAttributes{num_bits, narrow_range, axis, include_zero}, with_range,
+                                       {num_threads, isa, stream, out});
+      },
+      arg("grad_y"), arg("x"), arg("min"), arg("max"), py::kw_only(), arg("num_bits") = 8, arg("narrow_range") = false,
+      arg("axis") = py::none(), arg("include_zero") = false, arg("with_range") = true);
+  Define(
+      m, "lsq_symmetric",
+      "y of qatfast.ops.lsq_symmetric; with `save_mask` also the mask that straight_through_grad takes.",
+      [](const py::array& x, const py::object& threshold, int num_bits, bool is_signed, float grad_scale, Axis axis,
+         bool power_of_two, float min_threshold, bool save_mask, Out out, int num_threads, IsaArgument isa,
+         Stream stream) {
+        return Forward<LsqSymmetricCall>(
+            "lsq_symmetric", x, {{"threshold", threshold}},
+            LsqSymmetricAttributes{num_bits, is_signed, grad_scale, axis, power_of_two, min_threshold}, save_mask,
+            {num_threads, isa, stream, out});
+      },
+      arg("x"), arg("threshold"), py::kw_only(), arg("num_bits") = 8, arg("signed") = true, arg("grad_scale") = 1.0f,
+      arg("axis") = py::none(), arg("power_of_two") = false, arg("min_threshold") = 0.0f, arg("save_mask") = false);
+  Define(
+      m, "lsq_symmetric_grad", "(grad_x, grad_threshold) of qatfast.ops.lsq_symmetric.",
+      [](const py::array& grad_y, const py::array& x, const py::object& threshold, int num_bits, bool is_signed,
+         float grad_scale, Axis axis, bool power_of_two, float min_threshold, Out out, int num_threads, IsaArgument isa,
+         Stream stream) {
+        return Backward<LsqSymmetricCall>(
+            "lsq_symmetric_grad", grad_y, x, {{"threshold", threshold}},
+            LsqSymmetricAttributes{num_bits, is_signed, grad_scale, axis, power_of_two, min_threshold}, true,
+            {num_threads, isa, stream, out});
+      },
+      arg("grad_y"), arg("x"), arg("threshold"), py::kw_only(), arg("num_bits") = 8, arg("signed") = true,
+      arg("grad_scale") = 1.0f, arg("axis") = py::none(), arg("power_of_two") = false, arg("min_threshold") = 0.0f);
+  Define(
+      m, "lsq_uniform",
+      "y of qatfast.ops.lsq_uniform; with `save_mask` also the mask that straight_through_grad takes.",
+      [](const py::array& x, const py::object& min, const py::object& max, int num_bits, float grad_scale, Axis axis,
+         float min_width, bool save_mask, Out out, int num_threads, IsaArgument isa, Stream stream) {
+        return Forward<LsqUniformCall>("lsq_uniform", x, {{"min", min}, {"max", max}},
+                                       LsqUniformAttributes{num_bits, grad_scale, axis, min_width}, save_mask,
+                                       {num_threads, isa, stream, out});
+      },
+      arg("x"), arg("min"), arg("max"), py::kw_only(), arg("num_bits") = 8, arg("grad_scale") = 1.0f,
+      arg("axis") = py::none(), arg("min_width") = 0.0f, arg("save_mask") = false);
+  Define(
+      m, "lsq_uniform_grad", "(grad_x, grad_min, grad_max) of qatfast.ops.lsq_uniform.",
+      [](const py::array& grad_y, const py::array& x, const py::object& min, const py::object& max, int num_bits,
+         float grad_scale, Axis axis, float min_width, Out out, int num_threads, IsaArgument isa, Stream stream) {
+        return Backward<LsqUniformCall>("lsq_uniform_grad", grad_y, x, {{"min", min}, {"max", max}},
+                                        LsqUniformAttributes{num_bits, grad_scale, axis, min_width}, true,
+                                        {num_threads, isa, stream, out});
+      },
+      arg("grad_y"), arg("x"), arg("min"), arg("max"), py::kw_only(), arg("num_bits") = 8, arg("grad_scale") = 1.0f,
+      arg("axis") = py::none(), arg("min_width") = 0.0f);
+  Define(
+      m, "straight_through_grad", "grad_x where the bits of `mask` (uint8) are set, else 0.",
+      [](const py::array& grad_y, const py::array& mask, Out out, int num_threads, IsaArgument isa, Stream stream) {
+        return PyStraightThroughGrad(grad_y, mask, {num_threads, isa, stream, out});
+      },
+      arg("grad_y"), arg("mask"), py::kw_only());
+  m.def("memcpy", &PyMemcpy, arg("destination"), arg("source"), py::kw_only(), arg("num_threads") = 1,
         "Copies the bytes of an array on several threads: the speed limit that kernels are held against.");
   m.def("cpu_features", &CpuFeatures, "Instruction sets that have kernels of their own here, the best last.");
   m.def("build_facts", &BuildFacts, "What this library was built from and for.");

@@ -1,0 +1,244 @@
+// The inner loops of channel_kernels.h, compiled once per instruction set by foreach_isa.h. The arithmetic is a
+// Formula's (formulas.h); packets of kLanes elements are loops that the compiler turns into vectors, so no vector
+// width enters a result.
+//
+// Loops that write tolerate an output equal to an input, not one that overlaps it otherwise. Where fewer than kLanes
+// elements are left, a packet is padded with zeros.
+
+#include "core/packets.h"
+
+namespace qatfast {
+namespace QATFAST_ISA_NAMESPACE {
+
+// Calls body(i, count) for the packets of `size` elements; `count` is kLanes, but for the last.
+template <typename Body>
+QATFAST_INLINE void ForEachPacket(int64_t size, Body body) {
+  int64_t i = 0;
+  for (; i + kLanes <= size; i += kLanes) body(i, std::integral_constant<int, kLanes>());
+  if (i < size) body(i, static_cast<int>(size - i));
+}
+
+template <typename T, typename A>
+QATFAST_INLINE void Load(const T* from, std::integral_constant<int, kLanes>, A* to) {
+  LoadPacket(from, to);
+}
+
+template <typename T, typename A>
+QATFAST_INLINE void Load(const T* from, int count, A* to) {
+  T padded[kLanes] = {};
+  for (int lane = 0; lane < count; ++lane) padded[lane] = from[lane];
+  LoadPacket(padded, to);
+}
+
+template <typename T, typename A>
+QATFAST_INLINE void Store(const A* from, std::integral_constant<int, kLanes>, T* to) {
+  StorePacket(from, to);
+}
+
+template <typename T, typename A>
+QATFAST_INLINE void Store(const A* from, int count, T* to) {
+  T padded[kLanes];
+  StorePacket(from, padded);
+  for (int lane = 0; lane < count; ++lane) to[lane] = padded[lane];
+}
+
+// A Formula's struct of numbers, of which get(j) returns the j-th.
+template <typename Struct, typename Get, size_t... kIndices>
+QATFAST_INLINE Struct Gather(Get get, std::index_sequence<kIndices...>) {
+  return {get(kIndices)...};
+}
+
+// y and, if kMask, the bits of what the gradient passes to, kLanes to a word.
+template <bool kMask, typename T, typename Formula>
+void QuantizeRun(const Formula& formula, const T* x, T* y, uint16_t* mask, int64_t size,
+                 const typename Formula::Prepared& prepared) {
+  using A = Arithmetic<T>;
+  const Formula local = formula;
+  const typename Formula::Prepared p = prepared;
+  ForEachPacket(size, [&](int64_t i, auto count) QATFAST_LAMBDA_INLINE {
+    A values[kLanes], quantized[kLanes];
+    Load(x + i, count, values);
+    QATFAST_FOR_LANES(lane) quantized[lane] = local.Quantize(values[lane], p);
+    if constexpr (kMask) {
+      int32_t passes[kLanes];
+      QATFAST_FOR_LANES(lane) passes[lane] = local.Passes(values[lane], p) ? 1 : 0;
+      mask[i / kLanes] = PackBits(passes) & static_cast<uint16_t>((1 << count) - 1);
+    }
+    Store(quantized, count, y + i);
+  });
+}
+
+// QuantizeRun on kRows rows that lie `stride` elements apart in x, `y_stride` in y and kMaskStride in mask. Each lane's
+// parameters, from those of `first_lane` on, are read once for all.
+template <int kRows, bool kMask, typename T, typename Formula>
+void QuantizeRows(const Formula& formula, const T* x, int64_t stride, T* y, int64_t y_stride, uint16_t* mask,
+                  int64_t size, const Columns<Formula>& columns, int64_t first_lane) {
+  using A = Arithmetic<T>;
+  using Prepared = typename Formula::Prepared;
+  const Formula local = formula;
+  ForEachPacket(size, [&](int64_t i, auto count) QATFAST_LAMBDA_INLINE {
+    A parameters[Formula::kColumns][kLanes];
+    for (int j = 0; j < Formula::kColumns; ++j) LoadPacket(columns.values[j] + first_lane + i, parameters[j]);
+    for (int row = 0; row < kRows; ++row) {
+      A values[kLanes], quantized[kLanes];
+      Load(x + row * stride + i, count, values);
+      const auto prepared = [&](int lane) QATFAST_LAMBDA_INLINE {
+        return Gather<Prepared>([&](size_t j) QATFAST_LAMBDA_INLINE { return parameters[j][lane]; },
+                                ColumnIndices<Formula>());
+      };
+      QATFAST_FOR_LANES(lane) quantized[lane] = local.Quantize(values[lane], prepared(lane));
+      if constexpr (kMask) {
+        int32_t passes[kLanes];
+        QATFAST_FOR_LANES(lane) passes[lane] = local.Passes(values[lane], prepared(lane)) ? 1 : 0;
+        mask[row * kMaskStride + i / kLanes] = PackBits(passes) & static_cast<uint16_t>((1 << count) - 1);
+      }
+      Store(quantized, count, y + row * y_stride + i);
+    }
+  });
+}
+
+// Prepares one channel per lane, in place of the inputs that are still in the first columns.
+template <typename Formula>
+void PrepareLanes(const Formula& formula, Columns<Formula>& columns, int64_t size) {
+  using A = typename Formula::Arithmetic;
+  const Formula local = formula;
+  for (int64_t i = 0; i < size; i += kLanes) {
+    A prepared[kLanes][Formula::kColumns];
+    QATFAST_FOR_LANES(lane) {
+      const auto inputs = Gather<typename Formula::Inputs>(
+          [&](size_t j) QATFAST_LAMBDA_INLINE { return columns.values[j][i + lane]; }, InputIndices<Formula>());
+      const typename Formula::Prepared p = local.Prepare(inputs);
+      std::memcpy(prepared[lane], &p, sizeof(p));
+    }
+    for (int j = 0; j < Formula::kColumns; ++j) {
+      QATFAST_FOR_LANES(lane) columns.values[j][i + lane] = prepared[lane][j];
+    }
+  }
+}
+
+// Whether all of `size` channels have valid inputs.
+template <typename Formula>
+bool AllValid(const Formula& formula, const InputPointers<Formula>& inputs, int64_t size) {
+  const Formula local = formula;
+  int invalid = 0;
+  for (int64_t i = 0; i < size; ++i) {
+    const auto channel = Gather<typename Formula::Inputs>([&](size_t j) QATFAST_LAMBDA_INLINE { return inputs[j][i]; },
+                                                          InputIndices<Formula>());
+    invalid |= local.IsValid(channel) ? 0 : 1;
+  }
+  return invalid == 0;
+}
+
+// The gradient to x alone.
+template <typename T, typename Formula>
+void PassRun(const Formula& formula, const T* grad_y, const T* x, T* grad_x, int64_t size,
+             const typename Formula::Prepared& prepared) {
+  using A = Arithmetic<T>;
+  const Formula local = formula;
+  const typename Formula::Prepared p = prepared;
+  ForEachPacket(size, [&](int64_t i, auto count) QATFAST_LAMBDA_INLINE {
+    A values[kLanes], grads[kLanes];
+    Load(x + i, count, values);
+    Load(grad_y + i, count, grads);
+    QATFAST_FOR_LANES(lane) grads[lane] = local.Passes(values[lane], p) ? grads[lane] : A(0);
+    Store(grads, count, grad_x + i);
+  });
+}
+
+template <typename T, typename Formula>
+void PassLanes(const Formula& formula, const T* grad_y, const T* x, T* grad_x, int64_t size,
+               const Columns<Formula>& columns, int64_t first_lane) {
+  using A = Arithmetic<T>;
+  const Formula local = formula;
+  ForEachPacket(size, [&](int64_t i, auto count) QATFAST_LAMBDA_INLINE {
+    A values[kLanes], grads[kLanes];
+    Load(x + i, count, values);
+    Load(grad_y + i, count, grads);
+    QATFAST_FOR_LANES(lane) {
+      const auto p = Gather<typename Formula::Prepared>(
+          [&](size_t j) QATFAST_LAMBDA_INLINE { return columns.values[j][first_lane + i + lane]; },
+          ColumnIndices<Formula>());
+      grads[lane] = local.Passes(values[lane], p) ? grads[lane] : A(0);
+    }
+    Store(grads, count, grad_x + i);
+  });
+}
+
+// The gradient to x, and the terms of the sums: those of element i go to lane i % kLanes. Precondition: what went
+// before x in this piece is a multiple of kLanes elements.
+template <typename T, typename Formula>
+void BackwardRun(const Formula& formula, const T* grad_y, const T* x, T* grad_x, int64_t size,
+                 const typename Formula::Prepared& prepared, RunSums<Formula>& run_sums) {
+  using A = Arithmetic<T>;
+  const Formula local = formula;
+  const typename Formula::Prepared p = prepared;
+  RunSums<Formula> sums = run_sums;
+  ForEachPacket(size, [&](int64_t i, auto count) QATFAST_LAMBDA_INLINE {
+    A values[kLanes], grads[kLanes], terms[Formula::kTerms][kLanes];
+    Load(x + i, count, values);
+    Load(grad_y + i, count, grads);
+    QATFAST_FOR_LANES(lane) {
+      A of_lane[Formula::kTerms];
+      grads[lane] = local.Backward(grads[lane], values[lane], p, of_lane);
+      for (int term = 0; term < Formula::kTerms; ++term) terms[term][lane] = of_lane[term];
+    }
+    for (int term = 0; term < Formula::kTerms; ++term) {
+      QATFAST_FOR_LANES(lane) sums.values[term][lane] += static_cast<double>(terms[term][lane]);
+    }
+    Store(grads, count, grad_x + i);
+  });
+  run_sums = sums;
+}
+
+// BackwardRun on kRows rows that lie `stride` elements apart in grad_y and x, `grad_x_stride` in grad_x. Several rows
+// at once cost the sums one trip to the cache; each lane still adds its rows in order.
+template <int kRows, typename T, typename Formula>
+void BackwardRows(const Formula& formula, const T* grad_y, const T* x, int64_t stride, T* grad_x, int64_t grad_x_stride,
+                  int64_t size, const Columns<Formula>& columns, LaneSums<Formula>& lane_sums, int64_t first_lane) {
+  using A = Arithmetic<T>;
+  using Prepared = typename Formula::Prepared;
+  const Formula local = formula;
+  ForEachPacket(size, [&](int64_t i, auto count) QATFAST_LAMBDA_INLINE {
+    A parameters[Formula::kColumns][kLanes];
+    for (int j = 0; j < Formula::kColumns; ++j) LoadPacket(columns.values[j] + first_lane + i, parameters[j]);
+    double sums[Formula::kTerms][kLanes];
+    for (int term = 0; term < Formula::kTerms; ++term) LoadPacket(lane_sums.values[term] + first_lane + i, sums[term]);
+    for (int row = 0; row < kRows; ++row) {
+      A values[kLanes], grads[kLanes], terms[Formula::kTerms][kLanes];
+      Load(x + row * stride + i, count, values);
+      Load(grad_y + row * stride + i, count, grads);
+      QATFAST_FOR_LANES(lane) {
+        const auto p = Gather<Prepared>([&](size_t j) QATFAST_LAMBDA_INLINE { return parameters[j][lane]; },
+                                        ColumnIndices<Formula>());
+        A of_lane[Formula::kTerms];
+        grads[lane] = local.Backward(grads[lane], values[lane], p, of_lane);
+        for (int term = 0; term < Formula::kTerms; ++term) terms[term][lane] = of_lane[term];
+      }
+      for (int term = 0; term < Formula::kTerms; ++term) {
+        QATFAST_FOR_LANES(lane) sums[term][lane] += static_cast<double>(terms[term][lane]);
+      }
+      Store(grads, count, grad_x + row * grad_x_stride + i);
+    }
+    for (int term = 0; term < Formula::kTerms; ++term) StorePacket(sums[term], lane_sums.values[term] + first_lane + i);
+  });
+}
+
+template <typename T, typename Formula>
+constexpr ChannelLoops<T, Formula> MakeChannelLoops() {
+  return {QuantizeRun<false, T, Formula>,
+          QuantizeRun<true, T, Formula>,
+          QuantizeRows<1, false, T, Formula>,
+          QuantizeRows<1, true, T, Formula>,
+          QuantizeRows<kRowsAtOnce, false, T, Formula>,
+          QuantizeRows<kRowsAtOnce, true, T, Formula>,
+          PrepareLanes<Formula>,
+          AllValid<Formula>,
+          PassRun<T, Formula>,
+          PassLanes<T, Formula>,
+          BackwardRun<T, Formula>,
+          BackwardRows<1, T, Formula>,
+          BackwardRows<kRowsAtOnce, T, Formula>};
+}
+
+}  // namespace QATFAST_ISA_NAMESPACE
+}  // namespace qatfast

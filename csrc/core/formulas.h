@@ -1,0 +1,179 @@
+// The ops as the drivers of channel_kernels.h (and the CUDA kernels) see them.
+//
+// A Formula is a small struct of an op's attributes with
+//   kInputs, Inputs      the numbers that a channel is quantized with, as they come in: A threshold, or min and max
+//   kColumns, Prepared   what the loops need of them: a struct of kColumns A's
+//   kTerms               how many sums over a channel its backward makes
+//   kMayBeZero           whether IsZero(Inputs) can be, for which y = 0 and the whole gradient passes
+//   IsValid(inputs)      whether these inputs can be quantized with
+//   Prepare(inputs)      precondition: IsValid(inputs)
+//   Quantize(x, p)       the output
+//   Passes(x, p)         whether the gradient passes to x
+//   Backward(grad_y, x, p, terms)   the gradient to x, and what this element adds to the sums
+//   InputGradients(sums, inputs, gradients)   from the sums to the gradients to the inputs
+// All of them free of branches in what Quantize, Passes, Backward and Prepare do, so that loops become vectors.
+#ifndef QATFAST_CORE_FORMULAS_H_
+#define QATFAST_CORE_FORMULAS_H_
+
+#include "core/quant_math.h"
+
+namespace qatfast {
+
+template <typename A, bool kPerChannel>
+struct FakeQuantFormula {
+  using Arithmetic = A;
+  using Inputs = Range<A>;
+  using Prepared = NudgedRange<A>;
+  static constexpr int kInputs = 2;
+  static constexpr int kColumns = 5;
+  static constexpr int kTerms = 2;
+  static constexpr bool kMayBeZero = true;
+
+  QuantRange grid;
+  bool include_zero;
+
+  QATFAST_INLINE bool IsValid(Inputs range) const {
+    // IncludeZero may turn NaN into 0, so the ends are looked at before it too.
+    return IsFinite(range.min) & IsFinite(range.max) & (range.min <= range.max) &
+           qatfast::IsValid(Adjusted(range), grid);
+  }
+  QATFAST_INLINE static bool IsZero(Inputs range) { return qatfast::IsZero(range); }
+  QATFAST_INLINE Prepared Prepare(Inputs range) const { return Nudge(Adjusted(range), grid); }
+  QATFAST_INLINE A Quantize(A x, const Prepared& range) const { return FakeQuantize<kPerChannel>(x, range); }
+  QATFAST_INLINE bool Passes(A x, const Prepared& range) const { return IsInRange(x, range.min, range.max); }
+  QATFAST_INLINE A Backward(A grad_y, A x, const Prepared& range, A* terms) const {
+    terms[0] = x < range.min ? grad_y : A(0);
+    terms[1] = x > range.max ? grad_y : A(0);
+    return IsInRange(x, range.min, range.max) ? grad_y : A(0);
+  }
+  QATFAST_INLINE void InputGradients(const double* sums, Inputs range, A* gradients) const {
+    Range<double> gradient = {sums[0], sums[1]};
+    if (include_zero) gradient = IncludeZeroGradient(gradient, range, grid);
+    gradients[0] = static_cast<A>(gradient.min);
+    gradients[1] = static_cast<A>(gradient.max);
+  }
+
+ private:
+  QATFAST_INLINE Inputs Adjusted(Inputs range) const { return include_zero ? IncludeZero(range, grid) : range; }
+};
+
+// Learned step size quantization with zero in the middle of the grid, or at its start: integers times the step.
+template <typename A>
+struct LsqSymmetricFormula {
+  struct Inputs {
+    A threshold;
+  };
+  struct Prepared {
+    A step;
+  };
+  using Arithmetic = A;
+  static constexpr int kInputs = 1;
+  static constexpr int kColumns = 1;
+  static constexpr int kTerms = 1;
+  static constexpr bool kMayBeZero = false;
+
+  A lowest;   // -steps, or 0 if unsigned
+  A highest;  // steps - 1
+  A steps;    // of the threshold
+  A grad_scale;
+  A min_threshold;  // 0: none
+  bool power_of_two;
+
+  QATFAST_INLINE bool IsValid(Inputs inputs) const { return IsNormalStep(Prepare(inputs).step); }
+  QATFAST_INLINE Prepared Prepare(Inputs inputs) const {
+    const A guarded = Guarded(inputs.threshold);
+    // A power of two needs no scaling of gradients in its forward pass: it would not stay one.
+    return {power_of_two ? CeilToPowerOfTwo(guarded) / steps : ScaleGradient(guarded / steps, grad_scale)};
+  }
+  QATFAST_INLINE A Quantize(A x, const Prepared& p) const { return p.step * LsqQuantize(x / p.step, lowest, highest); }
+  QATFAST_INLINE bool Passes(A x, const Prepared& p) const { return LsqPasses(x / p.step, lowest, highest); }
+  QATFAST_INLINE A Backward(A grad_y, A x, const Prepared& p, A* terms) const {
+    const A value = x / p.step;
+    terms[0] = LsqStepTerm(grad_y, value, lowest, highest);
+    return LsqPasses(value, lowest, highest) ? grad_y : A(0);
+  }
+  // Through the guard the gradient passes straight. Through the power of two t' of t it is multiplied by t' / t: the
+  // derivative of 2^ceil(log2 t) with ceil taken as the identity (Jain et al., https://arxiv.org/abs/1903.08066).
+  QATFAST_INLINE void InputGradients(const double* sums, Inputs inputs, A* gradients) const {
+    const A guarded = Guarded(inputs.threshold);
+    const double chain = power_of_two ? static_cast<double>(CeilToPowerOfTwo(guarded)) / guarded : 1.0;
+    gradients[0] = static_cast<A>(sums[0] * grad_scale / steps * chain);
+  }
+
+ private:
+  QATFAST_INLINE A Guarded(A threshold) const { return threshold < min_threshold ? min_threshold : threshold; }
+};
+
+// Learned step size quantization from min to max, moved so that zero is on the grid: min plus integers times the step.
+template <typename A>
+struct LsqUniformFormula {
+  using Arithmetic = A;
+  using Inputs = Range<A>;
+  struct Prepared {
+    A step;
+    A min;
+  };
+  static constexpr int kInputs = 2;
+  static constexpr int kColumns = 2;
+  static constexpr int kTerms = 2;
+  static constexpr bool kMayBeZero = false;
+
+  QuantRange grid;  // from 0
+  A grad_scale;
+  A min_width;  // 0: none
+
+  QATFAST_INLINE bool IsValid(Inputs range) const {
+    const Inputs guarded = Guarded(range);
+    return IsFinite(range.min) & IsFinite(range.max) & (guarded.min <= guarded.max) & IsNormalStep(Prepare(range).step);
+  }
+  QATFAST_INLINE Prepared Prepare(Inputs range) const {
+    const Range<A> adjusted = IncludeZero(Guarded(range), grid);
+    return {ScaleGradient((adjusted.max - adjusted.min) / static_cast<A>(grid.steps()), grad_scale), adjusted.min};
+  }
+  QATFAST_INLINE A Quantize(A x, const Prepared& p) const {
+    return p.step * LsqQuantize((x - p.min) / p.step, A(0), Highest()) + p.min;
+  }
+  QATFAST_INLINE bool Passes(A x, const Prepared& p) const { return LsqPasses((x - p.min) / p.step, A(0), Highest()); }
+  QATFAST_INLINE A Backward(A grad_y, A x, const Prepared& p, A* terms) const {
+    const A value = (x - p.min) / p.step;
+    terms[0] = LsqStepTerm(grad_y, value, A(0), Highest());
+    const bool passes = LsqPasses(value, A(0), Highest());
+    terms[1] = !passes && value == value ? grad_y : A(0);  // NaN adds nothing
+    return passes ? grad_y : A(0);
+  }
+  // y = step * c + min, with step = (max - min) / n of the adjusted range. What is clipped follows min as a whole.
+  QATFAST_INLINE void InputGradients(const double* sums, Inputs range, A* gradients) const {
+    const double to_max = sums[0] * grad_scale / grid.steps();
+    const Range<double> gradient = IncludeZeroGradient(Range<double>{sums[1] - to_max, to_max}, Guarded(range), grid);
+    gradients[0] = static_cast<A>(gradient.min);
+    gradients[1] = static_cast<A>(gradient.max);
+  }
+
+ private:
+  QATFAST_INLINE A Highest() const { return static_cast<A>(grid.quant_max); }
+
+  // A range narrower than min_width, or upside down, becomes one of that width about its middle. The gradient passes
+  // straight through: were it stopped, no step could widen the range again.
+  QATFAST_INLINE Inputs Guarded(Inputs range) const {
+    const A middle = A(0.5) * range.min + A(0.5) * range.max;
+    const A half_width = A(0.5) * min_width;
+    const bool is_narrow = (min_width > A(0)) & (range.max - range.min < min_width);
+    return {is_narrow ? middle - half_width : range.min, is_narrow ? middle + half_width : range.max};
+  }
+};
+
+template <typename T>
+LsqSymmetricFormula<Arithmetic<T>> MakeFormula(const LsqSymmetricParams<T>& params) {
+  const auto steps = static_cast<Arithmetic<T>>(1 << (params.num_bits - (params.is_signed ? 1 : 0)));
+  return {params.is_signed ? -steps : 0, steps - 1,          steps, params.grad_scale,
+          params.min_threshold,          params.power_of_two};
+}
+
+template <typename T>
+LsqUniformFormula<Arithmetic<T>> MakeFormula(const LsqUniformParams<T>& params) {
+  return {MakeQuantRange(params.num_bits, false), params.grad_scale, params.min_width};
+}
+
+}  // namespace qatfast
+
+#endif  // QATFAST_CORE_FORMULAS_H_

@@ -1,0 +1,70 @@
+// The two 16-bit floating-point types: their bits, and conversion to and from float.
+//
+// Whatever the processor's way of converting, results are those of these functions: exact to float, rounded half to
+// even from it, NaN kept. Subnormal float16 numbers are exact too, even where subnormal floats count as zero.
+#ifndef QATFAST_CORE_HALF_H_
+#define QATFAST_CORE_HALF_H_
+
+#include <cmath>
+#include <cstdint>
+
+#include "core/inline.h"
+
+namespace qatfast {
+
+// IEEE 754 binary16.
+struct Float16 {
+  uint16_t bits;
+};
+
+// The upper half of a float.
+struct BFloat16 {
+  uint16_t bits;
+};
+
+QATFAST_INLINE float Widen(BFloat16 value) { return BitCast<float>(static_cast<uint32_t>(value.bits) << 16); }
+
+QATFAST_INLINE float Widen(Float16 value) {
+  constexpr uint32_t kRebias = (127 - 15) << 23;
+  const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000) << 16;
+  const uint32_t magnitude = value.bits & 0x7fff;
+  const uint32_t subnormal = BitCast<uint32_t>(static_cast<float>(static_cast<int>(magnitude)) * 0x1p-24f);
+  const uint32_t normal = (magnitude << 13) + kRebias;
+  const uint32_t infinite = normal + kRebias;
+  const uint32_t special = magnitude > 0x7c00 ? infinite | 0x400000 : infinite;  // a NaN becomes a quiet one
+  return BitCast<float>(sign | (magnitude < 0x400 ? subnormal : (magnitude < 0x7c00 ? normal : special)));
+}
+
+template <typename T>
+QATFAST_INLINE T Narrow(float value);
+
+template <>
+QATFAST_INLINE BFloat16 Narrow<BFloat16>(float value) {
+  const uint32_t bits = BitCast<uint32_t>(value);
+  const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  const uint32_t nan = bits >> 16 | 0x40;
+  return {static_cast<uint16_t>((bits & 0x7fffffff) > 0x7f800000 ? nan : rounded)};
+}
+
+template <>
+QATFAST_INLINE Float16 Narrow<Float16>(float value) {
+  constexpr uint32_t kRebias = (127 - 15) << 23;
+  const uint32_t bits = BitCast<uint32_t>(value);
+  const uint32_t sign = bits >> 16 & 0x8000;
+  const uint32_t magnitude = bits & 0x7fffffff;
+  // Below 2^-14 the result counts units of 2^-24, and counting them rounds half to even.
+  const uint32_t subnormal = static_cast<uint32_t>(
+      static_cast<int>(std::nearbyint(BitCast<float>(magnitude < 0x38800000 ? magnitude : 0) * 0x1p24f)));
+  const uint32_t normal = (magnitude - kRebias + 0xfff + (magnitude >> 13 & 1)) >> 13;
+  const uint32_t nan = 0x7e00 | (magnitude >> 13 & 0x3ff);
+  const uint32_t special = magnitude > 0x7f800000 ? nan : 0x7c00;
+  const uint32_t rounded = magnitude < 0x38800000 ? subnormal : (magnitude < 0x477ff000 ? normal : special);
+  return {static_cast<uint16_t>(sign | rounded)};
+}
+
+}  // namespace qatfast
+
+// X(T) for every type that tensors may have.
+#define QATFAST_FOR_TYPES(X) X(float) X(::qatfast::Float16) X(::qatfast::BFloat16) X(double)
+
+#endif  // QATFAST_CORE_HALF_H_

@@ -1,0 +1,580 @@
+"""`lsq_symmetric` and `lsq_uniform` of both backends against their formulas in NumPy and against MCT's functions."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import lsq_oracle
+import numpy as np
+import pytest
+import tensorflow as tf
+from grid import (
+    LAYOUTS,
+    along_axis,
+    assert_same_bits,
+    assert_sums_close,
+    draw_gradients,
+    draw_inputs,
+    draw_ranges,
+    draw_thresholds,
+    number_of_channels,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+import qatfast
+
+# What of a grid's attributes go together in one test of a layout: signed or not, power of two or not, guarded or not.
+SYMMETRIC_ATTRIBUTES = [
+    {"signed": True, "grad_scale": 0.37},
+    {"signed": False, "grad_scale": 1.0, "min_threshold": 0.6},
+    {"signed": True, "grad_scale": 1.7, "power_of_two": True, "min_threshold": 0.3},
+    {"signed": False, "grad_scale": 0.01, "power_of_two": True},
+]
+UNIFORM_ATTRIBUTES = [{"grad_scale": 1.0}, {"grad_scale": 0.37, "min_width": 2.0}]
+
+
+def draw_symmetric_case(seed, shape, *, num_bits=8, signed=True, axis=None, power_of_two=False, min_threshold=0.0, **_):
+    """x, threshold and grad_y, with x about the grid that the op makes of the threshold."""
+    rng = np.random.default_rng(seed)
+    threshold = draw_thresholds(rng, number_of_channels(shape, axis))
+    effective = lsq_oracle.effective_threshold(threshold, power_of_two, min_threshold).astype(np.float64)
+    low = -effective if signed else 0 * effective
+    high = low + effective / 2 ** (num_bits - signed) * (2**num_bits - 1)
+    return draw_inputs(rng, shape, low, high, num_bits, axis), threshold, draw_gradients(rng, shape)
+
+
+def draw_uniform_case(seed, shape, *, num_bits=8, axis=None, min_width=0.0, **_):
+    """x, min, max and grad_y, with x about the grid that the op makes of the range."""
+    rng = np.random.default_rng(seed)
+    min, max = draw_ranges(rng, number_of_channels(shape, axis), zeros=0.0)
+    effective = lsq_oracle.effective_range(min, max, min_width)
+    low, high = lsq_oracle.range_with_zero(*effective, num_bits)
+    return draw_inputs(rng, shape, low, high, num_bits, axis), min, max, draw_gradients(rng, shape)
+
+
+def forward_and_gradients(function, x, *parameters, grad_y, **attributes):
+    """y, grad_x and the gradients of the parameters as NumPy arrays."""
+    inputs = [tf.constant(value) for value in (x, *parameters)]
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        y = function(*inputs, **attributes)
+    return [value.numpy() for value in (y, *tape.gradient(y, inputs, tf.constant(grad_y)))]
+
+
+def check_against_oracle(function, oracle, case, **attributes):
+    *inputs, grad_y = case
+    y, grad_x, *gradients = forward_and_gradients(function, *inputs, grad_y=grad_y, **attributes)
+    expected_y, expected_grad_x, *expected = oracle(*inputs, grad_y, **attributes)
+    assert_same_bits(y, expected_y)
+    assert_same_bits(grad_x, expected_grad_x)
+    for gradient, sums in zip(gradients, expected, strict=True):
+        assert_sums_close(gradient, sums.value, sums.magnitude, of_products=True)
+
+
+@pytest.mark.parametrize("num_bits", [2, 4, 8, 16])
+@pytest.mark.parametrize(("shape", "axis"), LAYOUTS)
+def test_symmetric_equals_its_formula_bit_for_bit(lsq_symmetric, shape, axis, num_bits):
+    for seed, attributes in enumerate(SYMMETRIC_ATTRIBUTES):
+        attributes = {"num_bits": num_bits, "axis": axis, **attributes}
+        case = draw_symmetric_case(seed, shape, **attributes)
+        check_against_oracle(lsq_symmetric, lsq_oracle.lsq_symmetric, case, **attributes)
+
+
+@pytest.mark.parametrize("num_bits", [2, 4, 8, 16])
+@pytest.mark.parametrize(("shape", "axis"), LAYOUTS)
+def test_uniform_equals_its_formula_bit_for_bit(lsq_uniform, shape, axis, num_bits):
+    for seed, attributes in enumerate(UNIFORM_ATTRIBUTES):
+        attributes = {"num_bits": num_bits, "axis": axis, **attributes}
+        case = draw_uniform_case(seed, shape, **attributes)
+        check_against_oracle(lsq_uniform, lsq_oracle.lsq_uniform, case, **attributes)
+
+
+def check_against_mct(function, mct_function, case, mct_attributes, **attributes):
+    """Forward to the last bit. MCT sums its gradients in float32, of terms that it does not subtract first."""
+    *inputs, grad_y = case
+    axis, rank = attributes["axis"], inputs[0].ndim
+    columns = [along_axis(value, rank, axis) for value in inputs[1:]]
+    y, grad_x, *gradients = forward_and_gradients(function, *inputs, grad_y=grad_y, **attributes)
+    mct_y, mct_grad_x, *mct_gradients = forward_and_gradients(
+        mct_function, inputs[0], *columns, grad_y=grad_y, num_bits=attributes["num_bits"], **mct_attributes
+    )
+    assert_same_bits(y, mct_y)
+    np.testing.assert_allclose(grad_x, mct_grad_x, rtol=1e-6)
+    step_range = 2.0 ** attributes["num_bits"]
+    for gradient, mct_gradient in zip(gradients, mct_gradients, strict=True):
+        # No more than grad_y * step_range is added to a sum over grad_scale / step_range, or grad_y alone.
+        noise = 2.0**-20 * np.abs(grad_y).sum() * (1.0 + step_range / (step_range / 2 - 1))
+        np.testing.assert_allclose(gradient.ravel(), mct_gradient.ravel(), rtol=1e-4, atol=noise)
+
+
+def finite_and_not_overflowing(x):
+    return np.where(np.isfinite(x) & (np.abs(x) < 1e30), x, np.float32(0.7))
+
+
+MCT = "model_compression_toolkit.trainable_infrastructure.keras.quantizer_utils"
+
+
+@pytest.mark.parametrize(("shape", "axis"), [layout for layout in LAYOUTS if 0 not in layout[0]])
+def test_symmetric_equals_mct(lsq_symmetric, shape, axis):
+    mct = pytest.importorskip(MCT)
+    for seed, (num_bits, signed, grad_scale) in enumerate(
+        [(2, True, 0.37), (4, False, 1.7), (8, True, 1.0), (8, True, 1 / np.sqrt(127 * 64)), (16, True, 0.37)]
+    ):
+        attributes = {"num_bits": num_bits, "signed": signed, "axis": axis, "grad_scale": grad_scale}
+        x, *others = draw_symmetric_case(seed, shape, **attributes)
+        n = 2 ** (num_bits - signed)
+        mct_attributes = {"sign": signed, "min_int": -n * signed, "max_int": n - 1, "scale_factor": grad_scale}
+        case = (finite_and_not_overflowing(x), *others)
+        check_against_mct(lsq_symmetric, mct.symmetric_lsq_quantizer, case, mct_attributes, **attributes)
+
+
+@pytest.mark.parametrize(("shape", "axis"), [layout for layout in LAYOUTS if 0 not in layout[0]])
+def test_uniform_equals_mct(lsq_uniform, shape, axis):
+    mct = pytest.importorskip(MCT)
+    for seed, (num_bits, grad_scale) in enumerate(
+        [(2, 0.37), (4, 1.7), (8, 1.0), (8, 1 / np.sqrt(255 * 64)), (16, 0.37)]
+    ):
+        attributes = {"num_bits": num_bits, "axis": axis, "grad_scale": grad_scale}
+        x, *others = draw_uniform_case(seed, shape, **attributes)
+        mct_attributes = {"min_int": 0, "max_int": 2**num_bits - 1, "scale_factor": grad_scale}
+        case = (finite_and_not_overflowing(x), *others)
+        check_against_mct(lsq_uniform, mct.uniform_lsq_quantizer, case, mct_attributes, **attributes)
+
+
+def test_infinities_are_nan_in_mct_alone(lsq_symmetric):
+    mct = pytest.importorskip(MCT)
+    x = tf.constant([np.inf, -np.inf])
+    assert np.isnan(mct.symmetric_lsq_quantizer(x, 1.0, 8, True, -128, 127, 1.0)).all()
+    np.testing.assert_array_equal(lsq_symmetric(x, 1.0), [127 / 128, -1.0])
+
+
+def test_a_gradient_scale_moves_the_last_bit_of_some_steps(lsq_symmetric):
+    # Why forward depends on grad_scale at all: MCT's (step - s * step) + s * step is not always step.
+    threshold = draw_thresholds(np.random.default_rng(0), (1000,))
+    x = np.full((1000, 1), -np.inf, np.float32)
+    ends, scaled_ends = (lsq_symmetric(x, threshold, axis=0, grad_scale=s).numpy() for s in (1.0, 0.37))
+    moved = ends != scaled_ends
+    assert 0.05 < moved.mean() < 0.5
+    np.testing.assert_allclose(ends, scaled_ends, rtol=2.0**-22)
+    np.testing.assert_array_equal(moved[:, 0], lsq_oracle.scaled_step(threshold, 0.37) != threshold)
+
+
+@pytest.mark.parametrize("grad_scale", [1.0, 0.37])
+def test_power_of_two_quantizes_with_the_next_power_of_two(lsq_symmetric, grad_scale):
+    powers = np.float32(2.0) ** np.arange(-60, 60, dtype=np.float32)
+    x = np.random.default_rng(0).normal(size=(len(powers), 50)).astype(np.float32) * powers[:, None]
+    call = functools.partial(lsq_symmetric, num_bits=4, axis=0)
+    above = np.nextafter(powers, np.float32(np.inf))
+    below = np.nextafter(powers, np.float32(0))
+    for threshold, effective in ((powers, powers), (above, 2 * powers), (below, powers), (1.5 * powers, 2 * powers)):
+        assert_same_bits(call(x, threshold, power_of_two=True, grad_scale=grad_scale), call(x, effective))
+
+
+def test_power_of_two_passes_the_gradient_straight_through_the_ceiling_of_the_logarithm(lsq_symmetric):
+    x, threshold, grad_y = draw_symmetric_case(3, (40, 50), num_bits=4, axis=0)
+    effective = lsq_oracle.effective_threshold(threshold, True, 0.0)
+    run = functools.partial(forward_and_gradients, lsq_symmetric, grad_y=grad_y, num_bits=4, axis=0, grad_scale=0.37)
+    *_, grad_threshold = run(x, threshold, power_of_two=True)
+    # With t = 2^ceil(log2(threshold)) and the ceiling's derivative taken as 1: the gradient with respect to either
+    # logarithm is the same.
+    y, grad_x, grad_effective = forward_and_gradients(
+        lambda *inputs, **attributes: lsq_symmetric(*inputs, power_of_two=True, **attributes),
+        x, effective, grad_y=grad_y, num_bits=4, axis=0, grad_scale=0.37,
+    )  # fmt: skip
+    np.testing.assert_allclose(grad_threshold * threshold, grad_effective * effective, rtol=1e-6)
+
+
+DATA = np.random.default_rng(0).normal(size=2000).astype(np.float32)
+
+
+def descend(quantize, parameters, x, steps=150, rate=0.2):
+    """Gradient descent of mean((quantize(x) - x)^2); returns the losses. Losses and gradients are all finite."""
+
+    @tf.function
+    def step():
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(quantize(x, *parameters) - x))
+        gradients = tape.gradient(loss, parameters)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.assign_sub(rate * gradient)
+        return loss, *gradients
+
+    every = np.float64([step() for _ in range(steps)])
+    assert np.isfinite(every).all()
+    return every[:, 0]
+
+
+@pytest.mark.parametrize("power_of_two", [False, True])
+@pytest.mark.parametrize("start", [0.0, -0.5, 1e-30])
+def test_a_guarded_threshold_grows_again_when_the_data_asks_for_it(lsq_symmetric, start, power_of_two):
+    threshold = tf.Variable(start)
+    quantize = functools.partial(lsq_symmetric, num_bits=4, min_threshold=0.01, power_of_two=power_of_two)
+    losses = descend(quantize, [threshold], DATA)
+    assert threshold > 1.0
+    assert losses[-1] < 0.1 * losses[0]
+
+
+@pytest.mark.parametrize(
+    ("start", "x"),
+    [
+        ((1.0, -1.0), DATA),  # inverted, about zero
+        ((0.0, 0.0), DATA),
+        ((-0.0, -1e-38), DATA),
+        ((0.3, 0.3), np.abs(DATA)),  # collapsed, above zero
+        ((0.3, -0.1), np.abs(DATA)),  # inverted, above zero
+        ((-0.3, -0.3), -np.abs(DATA)),
+        ((0.1, -0.3), -np.abs(DATA)),
+    ],
+)
+def test_a_guarded_range_widens_again_when_the_data_asks_for_it(lsq_uniform, start, x):
+    ends = [tf.Variable(end) for end in start]
+    losses = descend(functools.partial(lsq_uniform, num_bits=4, min_width=0.01), ends, x)
+    low, high = lsq_oracle.range_with_zero(*lsq_oracle.effective_range(*(end.numpy() for end in ends), 0.01), 4)
+    assert (low < -1.0 or x.min() >= 0) and (high > 1.0 or x.max() <= 0)
+    assert losses[-1] < 0.1 * losses[0]
+
+
+def test_a_guard_does_nothing_where_it_is_not_needed(lsq_symmetric, lsq_uniform):
+    x, threshold, _ = draw_symmetric_case(0, (9, 31), axis=0)
+    assert_same_bits(lsq_symmetric(x, threshold, axis=0, min_threshold=1e-6), lsq_symmetric(x, threshold, axis=0))
+    x, min, max, _ = draw_uniform_case(0, (9, 31), axis=0)
+    assert_same_bits(lsq_uniform(x, min, max, axis=0, min_width=1e-6), lsq_uniform(x, min, max, axis=0))
+
+
+def test_a_guarded_range_is_as_wide_as_the_guard_about_its_middle(lsq_uniform):
+    infinite = np.float32([-np.inf, np.inf])
+    for min, max in ((0.25, -0.25), (0.0, 0.0), (3e38, -3e38)):  # [-1.5, 1.5], moved until zero is on the grid
+        np.testing.assert_array_equal(lsq_uniform(infinite, min, max, num_bits=2, min_width=3.0), [-2.0, 1.0])
+    in_graph = tf.function(lambda: lsq_uniform(infinite, 3.2e38, 3.2e38, num_bits=2, min_width=3.0))
+    for y in (in_graph(), lsq_uniform(infinite, 3.2e38, 3.2e38, num_bits=2, min_width=3.0)):
+        np.testing.assert_allclose(y, [0.0, 3.2e38], rtol=1e-6)
+
+
+def test_a_range_on_one_side_of_zero_is_stretched_to_zero(lsq_uniform):
+    x = np.float32([-5.0, 0.0, 0.6, 5.0])
+    np.testing.assert_array_equal(lsq_uniform(x, 1.0, 3.0, num_bits=2), [0.0, 0.0, 1.0, 3.0])
+    np.testing.assert_array_equal(lsq_uniform(x, 3.0, 3.0, num_bits=2), [0.0, 0.0, 1.0, 3.0])
+    np.testing.assert_array_equal(lsq_uniform(-x, -3.0, -1.0, num_bits=2), [0.0, 0.0, -1.0, -3.0])
+
+
+class Lsq(NamedTuple):
+    """One of the two functions of a backend, what draws a case for it, and arguments that it takes."""
+
+    name: str
+    function: Callable
+    draw_case: Callable
+    parameters: dict
+
+
+LSQ = {
+    "lsq_symmetric": (draw_symmetric_case, {"threshold": 1.0}),
+    "lsq_uniform": (draw_uniform_case, {"min": -1.0, "max": 1.0}),
+}
+
+
+@pytest.fixture(params=LSQ)
+def lsq(request, backend):
+    return Lsq(request.param, backend(request.param), *LSQ[request.param])
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((3, 5, 7), None), ((9, 31), 1), ((2, 3, 65), 1)])
+def test_graph_mode_equals_eager_mode(lsq, shape, axis):
+    *inputs, grad_y = lsq.draw_case(1, shape, axis=axis)
+    attributes = {"axis": axis, "grad_scale": 0.37}
+    in_graph = tf.function(lambda *inputs: lsq.function(*inputs, **attributes))
+    eager = forward_and_gradients(lsq.function, *inputs, grad_y=grad_y, **attributes)
+    for actual, expected in zip(forward_and_gradients(in_graph, *inputs, grad_y=grad_y), eager, strict=True):
+        assert_same_bits(actual, expected)
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((3, 5, 7), None), ((9, 31), 1)])
+@pytest.mark.parametrize("guarded", [False, True])
+def test_compiled_by_xla_equals_eager_mode_to_rounding(lsq, shape, axis, guarded):
+    if lsq.function is getattr(qatfast.ops, lsq.name, None):
+        pytest.skip("the native op has no XLA kernel yet")
+    attributes = {"axis": axis, "grad_scale": 0.37}
+    if guarded:
+        attributes |= {"power_of_two": True, "min_threshold": 0.5} if "symmetric" in lsq.name else {"min_width": 3.0}
+    _, *parameters, grad_y = lsq.draw_case(1, shape, axis=axis)
+    # XLA contracts multiply and add, which moves what lies on a tie by a step: none does here.
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    in_graph = tf.function(lambda *inputs: lsq.function(*inputs, **attributes), jit_compile=True)
+    eager = forward_and_gradients(lsq.function, x, *parameters, grad_y=grad_y, **attributes)
+    compiled = forward_and_gradients(in_graph, x, *parameters, grad_y=grad_y)
+    for actual, expected in zip(compiled, eager, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("constant_x", [False, True])
+def test_constants_in_a_graph_are_not_folded_into_other_numbers(backend, constant_x):
+    x = np.random.default_rng(0).normal(size=100_000).astype(np.float32)
+    for num_bits, grad_scale in ((3, 1.0), (8, 0.37), (13, 0.37)):
+        attributes = {"num_bits": num_bits, "grad_scale": grad_scale}
+        for name, oracle, parameters in (
+            ("lsq_symmetric", lsq_oracle.lsq_symmetric, (1.3,)),
+            ("lsq_uniform", lsq_oracle.lsq_uniform, (-1.3, 2.1)),
+        ):
+            call = functools.partial(backend(name), **attributes)
+            if constant_x:
+                y = tf.function(lambda call=call, parameters=parameters: call(x, *parameters))()
+            else:
+                y = tf.function(lambda x, call=call, parameters=parameters: call(x, *parameters))(x)
+            assert_same_bits(y, oracle(x, *np.float32(parameters), x, **attributes)[0])
+
+
+@pytest.mark.parametrize("spec_shape", [None, [None, None], [None, 31], [9, None]])
+def test_unknown_static_shapes_give_the_same_results(lsq, spec_shape):
+    *inputs, grad_y = lsq.draw_case(2, (9, 31), axis=-1)
+    specs = [tf.TensorSpec(spec_shape, tf.float32), *(tf.TensorSpec([None], tf.float32) for _ in inputs[1:])]
+
+    @tf.function(input_signature=[specs[0], *specs])
+    def run(grad_y, *inputs):
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            y = lsq.function(*inputs, axis=-1)
+        return (y, *tape.gradient(y, inputs, grad_y))
+
+    eager = forward_and_gradients(lsq.function, *inputs, grad_y=grad_y, axis=-1)
+    for actual, expected in zip(run(grad_y, *inputs), eager, strict=True):
+        assert_same_bits(actual, expected)
+
+
+def test_nan_stays_nan_with_zero_gradient(lsq):
+    x = np.float32([np.nan, 0.1, np.nan])
+    run = functools.partial(forward_and_gradients, lsq.function)
+    y, grad_x, *gradients = run(x, *lsq.parameters.values(), grad_y=np.float32([np.inf, 1, 1]))
+    np.testing.assert_array_equal(np.isnan(y), [True, False, True])
+    np.testing.assert_array_equal(grad_x, [0, 1, 0])
+    *_, expected = run(x[1:2], *lsq.parameters.values(), grad_y=np.ones([1], np.float32))
+    np.testing.assert_array_equal(gradients[-1], expected)
+
+
+def test_infinities_and_what_overflows_go_to_the_ends_of_the_grid(lsq_symmetric, lsq_uniform):
+    x = np.float32([-np.inf, -3e38, 3e38, np.inf])
+    np.testing.assert_array_equal(lsq_symmetric(x, 0.5, num_bits=2), [-0.5, -0.5, 0.25, 0.25])
+    np.testing.assert_array_equal(lsq_symmetric(x, 0.5, num_bits=2, signed=False), [0.0, 0.0, 0.375, 0.375])
+    np.testing.assert_array_equal(lsq_uniform(x, -0.25, 0.5, num_bits=2), [-0.25, -0.25, 0.5, 0.5])
+
+
+def test_what_rounds_to_an_end_of_the_grid_is_inside_it(lsq_symmetric, lsq_uniform):
+    # In steps of 0.25: -1.125 is a tie that goes to the even -4, the lowest; 0.875 one that goes to 4, beyond the end.
+    x, ones = np.float32([-1.125, -1.13, 0.87, 0.875]), np.ones(4, np.float32)
+    _, grad_x, _ = forward_and_gradients(lsq_symmetric, x, 1.0, grad_y=ones, num_bits=3)
+    np.testing.assert_array_equal(grad_x, [1, 0, 1, 0])
+    _, grad_x, _, _ = forward_and_gradients(lsq_uniform, x, -1.0, 0.75, grad_y=ones, num_bits=3)
+    np.testing.assert_array_equal(grad_x, [1, 0, 1, 0])
+
+
+def test_a_blocked_infinite_gradient_is_zero(lsq):
+    x, grad_y = np.float32([5.0, 0.0]), np.float32([np.inf, np.inf])
+    _, grad_x, *_ = forward_and_gradients(lsq.function, x, *lsq.parameters.values(), grad_y=grad_y)
+    np.testing.assert_array_equal(grad_x, [0, np.inf])
+
+
+@pytest.mark.parametrize("in_graph", [False, True])
+@pytest.mark.parametrize("axis", [None, 1])
+def test_gradients_of_gradients_are_the_transposed_gradients(lsq, axis, in_graph):
+    *inputs, grad_y = lsq.draw_case(3, (20, 30), num_bits=4, axis=axis)
+    function = functools.partial(lsq.function, num_bits=4, axis=axis, grad_scale=0.37)
+    weights = [np.random.default_rng(i).normal(size=np.shape(v)).astype(np.float32) for i, v in enumerate(inputs)]
+
+    def run(grad_y, *inputs):
+        with tf.GradientTape() as outer:
+            outer.watch(grad_y)
+            with tf.GradientTape() as inner:
+                inner.watch(inputs)
+                y = function(*inputs)
+            gradients = inner.gradient(y, inputs, grad_y)
+            total = tf.add_n([tf.reduce_sum(w * g) for w, g in zip(weights, gradients, strict=True)])
+        return outer.gradient(total, grad_y)
+
+    second = (tf.function(run) if in_graph else run)(*(tf.constant(v) for v in (grad_y, *inputs)))
+    # The gradients are linear in grad_y: total = <grad_y, second>.
+    _, *first = forward_and_gradients(function, *inputs, grad_y=grad_y)
+    products = [np.float64(w) * g for w, g in zip(weights, first, strict=True)]
+    total, magnitude = sum(np.sum(p) for p in products), sum(np.sum(np.abs(p)) for p in products)
+    np.testing.assert_allclose(np.sum(grad_y * second.numpy(), dtype=np.float64), total, atol=1e-5 * magnitude)
+
+
+def test_second_gradient_to_x_alone_is_the_mask(lsq):
+    x, grad_y = tf.constant([-5.0, 0.2, np.nan]), tf.constant([1.0, 1.0, 1.0])
+    with tf.GradientTape() as outer:
+        outer.watch(grad_y)
+        with tf.GradientTape() as inner:
+            inner.watch(x)
+            y = lsq.function(x, *lsq.parameters.values())
+        grad_x = inner.gradient(y, x, grad_y)
+    np.testing.assert_array_equal(outer.gradient(grad_x, grad_y), [0, 1, 0])
+
+
+@pytest.mark.parametrize("as_what", [float, np.float64, np.float32, tf.constant, tf.Variable])
+def test_parameters_may_be_numbers_arrays_tensors_or_variables(lsq, as_what):
+    x = np.float32([-2.0, 0.3, 2.0])
+    expected = lsq.function(x, *(tf.constant(value) for value in lsq.parameters.values()))
+    assert_same_bits(lsq.function(x, *(as_what(value) for value in lsq.parameters.values())), expected)
+
+
+ERRORS = [
+    ({"num_bits": 1}, ValueError, "num_bits must be an integer from 2 to 16, got 1"),
+    ({"num_bits": 8.0}, ValueError, "num_bits must be an integer from 2 to 16, got 8.0"),
+    ({"axis": "last"}, ValueError, "axis must be None (per tensor) or an integer, got 'last'"),
+    ({"grad_scale": 0.0}, ValueError, "grad_scale must be a positive finite number, got 0.0"),
+    ({"grad_scale": -1}, ValueError, "grad_scale must be a positive finite number, got -1"),
+    ({"grad_scale": np.inf}, ValueError, "grad_scale must be a positive finite number, got inf"),
+    ({"grad_scale": "MCT"}, ValueError, "grad_scale must be a positive finite number, got 'MCT'"),
+    ({"x": np.zeros((3, 4), np.int32)}, TypeError, "x must be float32, float16, bfloat16, float64, got int32"),
+]
+SYMMETRIC_ERRORS = [
+    *ERRORS,
+    ({"signed": 1}, ValueError, "signed must be True or False, got 1"),
+    ({"power_of_two": None}, ValueError, "power_of_two must be True or False, got None"),
+    ({"min_threshold": -0.1}, ValueError, "min_threshold must be a finite number >= 0, got -0.1"),
+    ({"min_threshold": np.nan}, ValueError, "min_threshold must be a finite number >= 0, got nan"),
+    ({"threshold": [1.0]}, ValueError, "threshold must be a scalar when axis is None, got shape (1,)"),
+    ({"threshold": tf.constant(1.0, tf.float16)}, TypeError, "threshold must be float32, got float16"),
+    (
+        {"threshold": tf.Variable(1.0), "x": np.zeros((3, 4))},
+        TypeError,
+        "threshold must be float64 for a float64 x, got float32",
+    ),
+    (
+        {"axis": 1, "threshold": [1.0] * 3},
+        ValueError,
+        "threshold must be of shape (4,) for axis 1 of x of shape (3, 4), got shape (3,)",
+    ),
+]
+UNIFORM_ERRORS = [
+    *ERRORS,
+    ({"min_width": -0.1}, ValueError, "min_width must be a finite number >= 0, got -0.1"),
+    ({"min_width": True}, ValueError, "min_width must be a finite number >= 0, got True"),
+    ({"axis": 2}, ValueError, "axis must be in [-2, 2) for x of shape (3, 4), got 2"),
+    ({"max": [1.0]}, ValueError, "max must be a scalar when axis is None, got shape (1,)"),
+    ({"min": tf.constant(-1.0, tf.float64)}, TypeError, "min must be float32, got float64"),
+]
+
+
+@pytest.mark.parametrize("in_graph", [False, True])
+@pytest.mark.parametrize(
+    ("name", "change", "error", "message"),
+    [("lsq_symmetric", *row) for row in SYMMETRIC_ERRORS] + [("lsq_uniform", *row) for row in UNIFORM_ERRORS],
+)
+def test_bad_arguments_are_named_when_the_op_is_called(backend, name, change, error, message, in_graph):
+    arguments = {"x": np.zeros((3, 4), np.float32), **LSQ[name][1], **change}
+    call = functools.partial(backend(name), **arguments)
+    with pytest.raises(error) as raised:
+        (tf.function(lambda: call()) if in_graph else call)()
+    assert f"{name}: {message}" in str(raised.value)
+
+
+@pytest.mark.parametrize("in_graph", [False, True])
+@pytest.mark.parametrize("power_of_two", [False, True])
+@pytest.mark.parametrize("axis", [None, 0])
+@pytest.mark.parametrize("threshold", [0.0, -0.0, -1.0, np.nan, np.inf, -np.inf, 1e-40, 5e-37])
+def test_thresholds_that_cannot_be_quantized_to_are_refused(lsq_symmetric, threshold, axis, power_of_two, in_graph):
+    call = lambda x, threshold: lsq_symmetric(x, threshold, axis=axis, power_of_two=power_of_two)  # noqa: E731
+    call = tf.function(call) if in_graph else call
+    threshold = np.float32(threshold) if axis is None else np.float32([1.0, threshold, 1.0])
+    with pytest.raises(tf.errors.InvalidArgumentError, match="threshold must be positive, finite and such that"):
+        call(tf.zeros([3]), tf.constant(threshold))
+
+
+@pytest.mark.parametrize("min_threshold", [0.0, 0.5])
+def test_a_guard_does_not_hide_thresholds_that_are_not_numbers(lsq_symmetric, min_threshold):
+    for threshold in (np.nan, np.inf, 2e38):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="threshold must be positive, finite and such that"):
+            lsq_symmetric([1.0], threshold, power_of_two=True, min_threshold=min_threshold)
+
+
+@pytest.mark.parametrize("in_graph", [False, True])
+@pytest.mark.parametrize("min_width", [0.0, 0.5])
+@pytest.mark.parametrize("axis", [None, 0])
+@pytest.mark.parametrize(
+    ("min", "max"),
+    [(np.nan, 1.0), (-1.0, np.nan), (-np.inf, 1.0), (0.0, np.inf), (np.inf, 0.0), (np.inf, -np.inf), (-3e38, 3e38)],
+)
+def test_ranges_that_are_not_finite_are_refused(lsq_uniform, min, max, axis, min_width, in_graph):
+    call = lambda x, min, max: lsq_uniform(x, min, max, axis=axis, min_width=min_width)  # noqa: E731
+    call = tf.function(call) if in_graph else call
+    ends = np.float32([min, max]) if axis is None else np.float32([[-1.0, min, -1.0], [1.0, max, 1.0]])
+    with pytest.raises(tf.errors.InvalidArgumentError, match="min and max must be finite and min less than max"):
+        call(tf.zeros([3]), tf.constant(ends[0]), tf.constant(ends[1]))
+
+
+@pytest.mark.parametrize("in_graph", [False, True])
+@pytest.mark.parametrize(("min", "max"), [(1.0, -1.0), (2.0, 1.0), (-1.0, -2.0), (0.0, 0.0), (0.0, 2e-38)])
+def test_empty_and_inverted_ranges_are_refused_without_a_guard(lsq_uniform, min, max, in_graph):
+    call = tf.function(lsq_uniform) if in_graph else lsq_uniform
+    with pytest.raises(tf.errors.InvalidArgumentError, match="min and max must be finite and min less than max"):
+        call(tf.zeros([2]), tf.constant(min), tf.constant(max))
+    assert np.isfinite(lsq_uniform(tf.zeros([2]), min, max, min_width=0.5)).all()
+
+
+@st.composite
+def shapes_and_axes(draw):
+    """A shape of any rank, and an axis or none."""
+    shape = tuple(draw(st.lists(st.integers(0, 9), max_size=4)))
+    if shape and draw(st.booleans()):
+        shape = (*shape[:-1], draw(st.integers(60, 70) | st.integers(2044, 2052)))
+    return shape, draw(st.none() | st.integers(-len(shape), len(shape) - 1)) if shape else None
+
+
+@st.composite
+def cases(draw, draw_case, draw_attributes):
+    """Tensors over many magnitudes, and attributes."""
+    shape, axis = draw(shapes_and_axes())
+    attributes = {
+        "num_bits": draw(st.integers(2, 16)),
+        "axis": axis,
+        "grad_scale": draw(st.sampled_from([1.0, 0.37]) | st.floats(1e-3, 2.0)),
+        **{name: draw(values) for name, values in draw_attributes.items()},
+    }
+    *inputs, grad_y = draw_case(draw(st.integers(0, 2**32 - 1)), shape, **attributes)
+    exponent = draw(st.integers(-60, 60))
+    for guard in {"min_threshold", "min_width"} & set(attributes):
+        attributes[guard] *= 2.0**exponent
+    with np.errstate(over="ignore"):
+        return (*(value * np.float32(2.0**exponent) for value in inputs), grad_y), attributes
+
+
+GUARDS = st.just(0.0) | st.floats(2.0**-10, 10.0, width=32)
+SYMMETRIC_CASES = cases(
+    draw_symmetric_case, {"signed": st.booleans(), "power_of_two": st.booleans(), "min_threshold": GUARDS}
+)
+UNIFORM_CASES = cases(draw_uniform_case, {"min_width": GUARDS})
+
+
+def check_native_against_reference(native, reference, case, **attributes):
+    *inputs, grad_y = case
+    actual = forward_and_gradients(native, *inputs, grad_y=grad_y, **attributes)
+    expected = forward_and_gradients(reference, *inputs, grad_y=grad_y, **attributes)
+    assert_same_bits(actual[0], expected[0])
+    assert_same_bits(actual[1], expected[1])
+    # Of no term is more than grad_y added to a sum, but for thresholds under a power of two: up to twice that.
+    magnitude = 2 * np.abs(grad_y).sum(dtype=np.float64)
+    for gradient, expected_gradient in zip(actual[2:], expected[2:], strict=True):
+        assert_sums_close(gradient, expected_gradient.astype(np.float64), magnitude)
+
+
+@given(SYMMETRIC_CASES)
+def test_any_native_symmetric_case_equals_the_reference(native, case):
+    case, attributes = case
+    check_native_against_reference(native("lsq_symmetric"), qatfast.reference.lsq_symmetric, case, **attributes)
+
+
+@given(UNIFORM_CASES)
+def test_any_native_uniform_case_equals_the_reference(native, case):
+    case, attributes = case
+    check_native_against_reference(native("lsq_uniform"), qatfast.reference.lsq_uniform, case, **attributes)
+
+
+@given(SYMMETRIC_CASES)
+def test_any_symmetric_case_of_the_reference_equals_its_formula(case):
+    case, attributes = case
+    check_against_oracle(qatfast.reference.lsq_symmetric, lsq_oracle.lsq_symmetric, case, **attributes)
+
+
+@given(UNIFORM_CASES)
+def test_any_uniform_case_of_the_reference_equals_its_formula(case):
+    case, attributes = case
+    check_against_oracle(qatfast.reference.lsq_uniform, lsq_oracle.lsq_uniform, case, **attributes)
