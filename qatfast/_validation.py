@@ -10,7 +10,13 @@ import numbers
 import numpy as np
 import tensorflow as tf
 
-INPUT_DTYPES = (tf.float32, tf.float16, tf.bfloat16, tf.float64)
+# The types of x, and of its parameters: what the ops compute in.
+PARAMETER_DTYPES = {
+    tf.float32: tf.float32,
+    tf.float16: tf.float32,
+    tf.bfloat16: tf.float32,
+    tf.float64: tf.float64,
+}
 
 
 def check_attributes(op: str, *, num_bits: int, axis) -> None:
@@ -43,45 +49,42 @@ def _is_finite_number(value) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def parameter_dtype(x: tf.Tensor) -> tf.DType:
-    """The type of the quantization parameters of `x`, in which the ops compute: float64 for float64, else float32."""
-    return tf.float64 if x.dtype == tf.float64 else tf.float32
-
-
 def convert_input(op: str, x) -> tf.Tensor:
     """Returns `x` as a tensor; raises TypeError unless it is of a floating-point type that the op takes."""
     x = tf.convert_to_tensor(x)
-    if x.dtype not in INPUT_DTYPES:
-        allowed = ", ".join(dtype.name for dtype in INPUT_DTYPES)
+    if x.dtype not in PARAMETER_DTYPES:
+        allowed = ", ".join(dtype.name for dtype in PARAMETER_DTYPES)
         raise TypeError(f"{op}: x must be {allowed}, got {x.dtype.name}")
     return x
 
 
 def convert_parameter(op: str, argument: str, value, x: tf.Tensor, axis) -> tf.Tensor:
-    """Returns a quantization parameter as a tensor of `parameter_dtype(x)`, its static shape checked.
+    """Returns a quantization parameter as a tensor of the type that goes with x, its static shape checked.
 
     Numbers and NumPy arrays are converted; a tensor or variable must have the type already, since a gradient flows
-    back to it.
+    back to it. Called twice for every op that runs eagerly, so it asks cheap questions first.
 
     Raises:
         TypeError: a tensor or variable of another type.
         ValueError: `axis` is not one of x's, or the parameter's shape is neither `[]` (axis None) nor
             `[x.shape[axis]]`.
     """
-    wanted = parameter_dtype(x)
-    if tf.is_tensor(value) and value.dtype != wanted:
+    wanted = PARAMETER_DTYPES[x.dtype]
+    dtype = getattr(value, "dtype", None)
+    if dtype is not wanted and isinstance(dtype, tf.DType) and dtype != wanted:
         why = " for a float64 x" if wanted == tf.float64 else ""
-        raise TypeError(f"{op}: {argument} must be {wanted.name}{why}, got {value.dtype.name}")
+        raise TypeError(f"{op}: {argument} must be {wanted.name}{why}, got {dtype.name}")
     value = tf.convert_to_tensor(value, wanted)
+    rank = value.shape.rank
     if axis is None:
-        if value.shape.rank not in (None, 0):
+        if rank:
             raise ValueError(f"{op}: {argument} must be a scalar when axis is None, got shape {value.shape}")
         return value
-    rank = x.shape.rank
-    if rank is not None and not -rank <= axis < rank:
-        raise ValueError(f"{op}: axis must be in [{-rank}, {rank}) for x of shape {x.shape}, got {axis}")
-    channels = None if rank is None else x.shape[axis]
-    if not value.shape.is_compatible_with([channels]):
+    x_rank = x.shape.rank
+    if x_rank is not None and not -x_rank <= axis < x_rank:
+        raise ValueError(f"{op}: axis must be in [{-x_rank}, {x_rank}) for x of shape {x.shape}, got {axis}")
+    channels = None if x_rank is None else x.shape[axis]
+    if rank is not None and (rank != 1 or (channels is not None and value.shape[0] not in (None, channels))):
         wanted_shape = "of rank 1" if channels is None else f"of shape ({channels},)"
         raise ValueError(
             f"{op}: {argument} must be {wanted_shape} for axis {axis} of x of shape {x.shape}, got shape {value.shape}"

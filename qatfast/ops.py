@@ -29,6 +29,10 @@ __all__ = ["fake_quant", "lsq_symmetric", "lsq_uniform"]
 
 _native = _library.load_ops() if _library.backend() == "native" else None
 
+# Gradients of gradients go to grad_y, by the custom gradients below; x and the parameters count as constants.
+for _op in ("FakeQuantGrad", "FakeQuantGradWithRange", "LsqSymmetricGrad", "LsqUniformGrad", "StraightThroughGrad"):
+    tf.no_gradient(f"Qatfast{_op}")
+
 
 def fake_quant(x, min, max, *, num_bits=8, narrow_range=False, axis=None, include_zero=False, name=None):
     """Quantizes `x` to a grid of 2^num_bits values between `min` and `max`, and dequantizes it.
@@ -209,8 +213,9 @@ class _Call(NamedTuple):
 
     def raw(self, op, *inputs, **more):
         """Runs a raw op with the call's attributes."""
-        axis = {"per_channel": self.axis is not None, "axis": -1 if self.axis is None else self.axis}
-        return getattr(_native, op)(*inputs, **self.attributes, **axis, **more)
+        if self.axis is not None:
+            return getattr(_native, op)(*inputs, per_channel=True, axis=self.axis, **self.attributes, **more)
+        return getattr(_native, op)(*inputs, **self.attributes, **more)
 
     def reference_gradient(self, grad_y, x, parameters):
         """The gradients to x and the parameters in plain TensorFlow."""

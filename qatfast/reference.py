@@ -352,8 +352,7 @@ def _at_least_as_wide(min, max, min_width):
         return min, max
     width = tf.constant(np.float32(min_width), min.dtype)
     narrow = max - min < width
-    # Hidden, lest the optimizer takes the common factor out: min + max may overflow.
-    middle = _as_runtime_value(0.5 * min) + 0.5 * max
+    middle = 0.5 * min + 0.5 * max
     return tf.where(narrow, middle - 0.5 * width, min), tf.where(narrow, middle + 0.5 * width, max)
 
 

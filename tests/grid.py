@@ -2,6 +2,7 @@
 
 import ml_dtypes
 import numpy as np
+import tensorflow as tf
 
 # Shapes with a channel axis (None: per tensor): each regime of the kernels, the borders between them (tiles are 2048
 # wide, runs are 64 long at least), lengths that no vector width divides, size-one axes, and nothing at all.
@@ -106,6 +107,15 @@ def draw_inputs(rng, shape, min, max, num_bits, axis, dtype=np.float32):
 def draw_gradients(rng, shape, dtype=np.float32):
     """Gradients of both signs, none of them near zero."""
     return np.asarray(rng.normal(size=shape) + 3 * rng.choice([-1, 1], size=shape), dtype)
+
+
+def forward_and_gradients(function, x, *parameters, grad_y, **attributes):
+    """y, grad_x and the gradients of the parameters as NumPy arrays."""
+    inputs = [tf.constant(value) for value in (x, *parameters)]
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        y = function(*inputs, **attributes)
+    return [value.numpy() for value in (y, *tape.gradient(y, inputs, tf.constant(grad_y)))]
 
 
 def assert_same_bits(actual, expected):

@@ -1,4 +1,4 @@
-"""`lsq_symmetric` and `lsq_uniform` in NumPy: forward in the parameters' type, gradients in float64.
+"""`lsq_symmetric` and `lsq_uniform` in NumPy: forward in the parameters' type, gradients in float64; cases for them.
 
 Written from the formulas alone, so that it shares no code with what it judges.
 """
@@ -6,7 +6,7 @@ Written from the formulas alone, so that it shares no code with what it judges.
 from typing import NamedTuple
 
 import numpy as np
-from grid import along_axis
+from grid import along_axis, draw_gradients, draw_inputs, draw_ranges, draw_thresholds, number_of_channels
 
 
 class Sums(NamedTuple):
@@ -111,3 +111,22 @@ def quantize(x, grad_y, step, offset, smallest, largest, axis):
         return Sums(np.sum(terms, axis=others), np.sum(np.abs(terms), axis=others))
 
     return y, grad_x, sums(grad_y * np.where(np.isnan(x), 0.0, factor)), sums(np.where(inside, 0.0, grad_y))
+
+
+def draw_symmetric_case(seed, shape, *, num_bits=8, signed=True, axis=None, power_of_two=False, min_threshold=0.0, **_):
+    """x, threshold and grad_y, with x about the grid that the op makes of the threshold."""
+    rng = np.random.default_rng(seed)
+    threshold = draw_thresholds(rng, number_of_channels(shape, axis))
+    effective = effective_threshold(threshold, power_of_two, min_threshold).astype(np.float64)
+    low = -effective if signed else 0 * effective
+    high = low + effective / 2 ** (num_bits - signed) * (2**num_bits - 1)
+    return draw_inputs(rng, shape, low, high, num_bits, axis), threshold, draw_gradients(rng, shape)
+
+
+def draw_uniform_case(seed, shape, *, num_bits=8, axis=None, min_width=0.0, **_):
+    """x, min, max and grad_y, with x about the grid that the op makes of the range."""
+    rng = np.random.default_rng(seed)
+    min, max = draw_ranges(rng, number_of_channels(shape, axis), zeros=0.0)
+    effective = effective_range(min, max, min_width)
+    low, high = range_with_zero(*effective, num_bits)
+    return draw_inputs(rng, shape, low, high, num_bits, axis), min, max, draw_gradients(rng, shape)

@@ -14,6 +14,7 @@ from grid import (
     draw_inputs,
     draw_ranges,
     draw_thresholds,
+    forward_and_gradients,
     number_of_channels,
 )
 
@@ -57,15 +58,6 @@ def draw_case(name, seed, shape, axis, num_bits, dtype):
     return x, *parameters, draw_gradients(rng, shape, dtype)
 
 
-def forward_and_gradients(function, x, *parameters, grad_y, **attributes):
-    """y, grad_x and the gradients of the parameters as NumPy arrays."""
-    inputs = [tf.constant(value) for value in (x, *parameters)]
-    with tf.GradientTape() as tape:
-        tape.watch(inputs)
-        y = function(*inputs, **attributes)
-    return [value.numpy() for value in (y, *tape.gradient(y, inputs, tf.constant(grad_y)))]
-
-
 def fake_quant_oracle(x, min, max, grad_y, *, num_bits=8, narrow_range=False, axis=None, include_zero=False):
     """`fake_quant` in NumPy, in the type of `min`: y, grad_x, and unless include_zero grad_min and grad_max."""
     a = min.dtype.type
@@ -97,7 +89,7 @@ def fake_quant_oracle(x, min, max, grad_y, *, num_bits=8, narrow_range=False, ax
         y = np.where(is_zero, a(0), np.floor(steps - quant_zero + a(0.5)) * scale)
         inside, below, above = (x >= low) & (x <= high) | is_zero, (x < low) & ~is_zero, (x > high) & ~is_zero
     others = None if axis is None else tuple(i for i in range(x.ndim) if i != axis % x.ndim)
-    blocked = [np.where(where, np.float64(grad_y), 0.0) for where in (below, above)]
+    blocked = [np.where(where, grad_y.astype(np.float64), 0.0) for where in (below, above)]
     sums = [lsq_oracle.Sums(np.sum(terms, axis=others), np.sum(np.abs(terms), axis=others)) for terms in blocked]
     return y, np.where(inside, grad_y, a(0)), *([] if include_zero else sums)
 
@@ -123,7 +115,7 @@ def test_half_types_equal_float32_rounded_once(backend, name, shape, axis, dtype
         assert_same_bits(y, wide[0].astype(dtype))
         assert_same_bits(grad_x, wide[1].astype(dtype))
         for gradient, expected in zip(gradients, wide[2:], strict=True):
-            assert_sums_close(gradient, np.float64(expected), 2 * np.abs(wide_grad_y).sum(dtype=np.float64))
+            assert_sums_close(gradient, expected.astype(np.float64), 2 * np.abs(wide_grad_y).sum(dtype=np.float64))
 
 
 @pytest.mark.parametrize(("shape", "axis"), SOME_LAYOUTS)
@@ -154,7 +146,7 @@ def test_the_formula_that_judges_float64_is_the_stock_op_in_float32(fake_quant, 
 
 
 def test_float64_tells_numbers_apart_that_are_one_in_float32(backend):
-    x = 0.5 + np.float64([-1e-12, 1e-12])  # about the middle of two numbers of the grid
+    x = np.asarray([0.5 - 1e-12, 0.5 + 1e-12])  # about the middle of two numbers of the grid
     np.testing.assert_array_equal(backend("fake_quant")(x, 0.0, 3.0, num_bits=2), [0.0, 1.0])
     np.testing.assert_array_equal(backend("lsq_symmetric")(x, 4.0, num_bits=3), [0.0, 1.0])
     np.testing.assert_array_equal(backend("lsq_uniform")(x, 0.0, 3.0, num_bits=2), [0.0, 1.0])

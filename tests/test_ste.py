@@ -8,7 +8,7 @@ import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 from mct_quantizers import KerasActivationQuantizationHolder, QuantizationMethod
-from models import METHODS, activation_config, weights_config
+from models import METHODS, activation_config, build, weights_config
 
 from qatfast.config import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
 from qatfast.quantizers import STEActivationQuantizer, STEWeightsQuantizer, VariableGroup
@@ -17,12 +17,6 @@ from qatfast.quantizers.ranges import exportable_uniform_range, power_of_two_thr
 magnitudes = st.integers(-30, 30).flatmap(lambda e: st.floats(1.0, 2.0, width=32).map(lambda m: m * 2.0**e))
 bits = st.integers(2, 16)
 methods = st.sampled_from(METHODS)
-
-
-def build(quantizer, shape=None):
-    layer = tf.keras.layers.Layer()
-    quantizer.initialize_quantization(shape, "kernel", layer)
-    return layer
 
 
 def reload(inferable):

@@ -65,7 +65,7 @@ struct ChannelLoops {
   QuantizeRows quantize_row_with_mask;
   QuantizeRows quantize_rows;  // kRowsAtOnce of them
   QuantizeRows quantize_rows_with_mask;
-  void (*prepare_lanes)(const Formula&, Columns<Formula>&, int64_t size);
+  bool (*prepare_lanes)(const Formula&, Columns<Formula>&, int64_t size);
   bool (*all_valid)(const Formula&, const InputPointers<Formula>&, int64_t size);
   void (*pass_run)(const Formula&, const T* grad_y, const T* x, T* grad_x, int64_t size, const Prepared&);
   void (*pass_lanes)(const Formula&, const T* grad_y, const T* x, T* grad_x, int64_t size, const Columns<Formula>&,
@@ -179,17 +179,26 @@ class ChannelKernel {
   class TileLanes {
    public:
     TileLanes(const ChannelKernel& kernel, const LaneTiles& tiles, const LaneTiles::Tile& tile) {
+      for (int input = 0; input < Formula::kInputs; ++input) {
+        const A* from = kernel.inputs_[input];
+        A* to = columns_.values[input];
+        if (tiles.inner() == 1) {
+          tiles.ForEachStretch(tile, [&](int64_t channel, int64_t lane, int64_t count) {
+            std::copy_n(from + channel, count, to + lane);
+          });
+        } else {
+          tiles.ForEachChannel(tile, [&](int64_t channel, int64_t first, int64_t last) {
+            std::fill(to + first, to + last, from[channel]);
+          });
+        }
+      }
+      // Nothing is below or above a zero range: its nudged ends are NaN then (0 / 0).
+      const bool any_zero = kernel.loops_.prepare_lanes(kernel.formula_, columns_, tile.width);
+      if (!any_zero) return;
       tiles.ForEachChannel(tile, [&](int64_t channel, int64_t first, int64_t last) {
-        for (int input = 0; input < Formula::kInputs; ++input) {
-          const A value = kernel.inputs_[input][channel];
-          for (int64_t lane = first; lane < last; ++lane) columns_.values[input][lane] = value;
-        }
-        if (IsZero(kernel.InputsOf(channel))) {
-          for (int64_t lane = first; lane < last; ++lane) zero_lanes_[num_zero_lanes_++] = static_cast<int>(lane);
-        }
+        if (!IsZero(kernel.InputsOf(channel))) return;
+        for (int64_t lane = first; lane < last; ++lane) zero_lanes_[num_zero_lanes_++] = static_cast<int>(lane);
       });
-      kernel.loops_.prepare_lanes(kernel.formula_, columns_, tile.width);
-      // Nothing is below or above a zero range: its nudged ends are NaN already (0 / 0).
     }
 
     const Columns<Formula>& columns() const { return columns_; }
@@ -197,6 +206,7 @@ class ChannelKernel {
     // Calls body(lane - first) for the lanes from `first` on, `count` of them, whose range is zero.
     template <typename Body>
     void ForEachZeroLane(int64_t first, int64_t count, Body body) const {
+      if (num_zero_lanes_ == 0) return;
       const int* end = zero_lanes_ + num_zero_lanes_;
       for (const int* lane = std::lower_bound(zero_lanes_, end, first); lane < end && *lane < first + count; ++lane) {
         body(*lane - first);

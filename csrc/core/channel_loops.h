@@ -48,6 +48,12 @@ QATFAST_INLINE Struct Gather(Get get, std::index_sequence<kIndices...>) {
   return {get(kIndices)...};
 }
 
+// The other way: calls set(j, number) for each of them.
+template <typename Formula, typename Set, size_t... kIndices>
+QATFAST_INLINE void Scatter(const typename Formula::Prepared& p, Set set, std::index_sequence<kIndices...>) {
+  (set(kIndices, p.*Formula::kFields[kIndices]), ...);
+}
+
 // y and, if kMask, the bits of what the gradient passes to, kLanes to a word.
 template <bool kMask, typename T, typename Formula>
 void QuantizeRun(const Formula& formula, const T* x, T* y, uint16_t* mask, int64_t size,
@@ -97,35 +103,47 @@ void QuantizeRows(const Formula& formula, const T* x, int64_t stride, T* y, int6
   });
 }
 
-// Prepares one channel per lane, in place of the inputs that are still in the first columns.
+// Prepares one channel per lane, in place of the inputs that are still in the first columns. Whether one of them is
+// zero; where the formula may be (IsZero), else false.
 template <typename Formula>
-void PrepareLanes(const Formula& formula, Columns<Formula>& columns, int64_t size) {
+bool PrepareLanes(const Formula& formula, Columns<Formula>& columns, int64_t size) {
   using A = typename Formula::Arithmetic;
   const Formula local = formula;
+  int zeros = 0;
   for (int64_t i = 0; i < size; i += kLanes) {
-    A prepared[kLanes][Formula::kColumns];
+    A prepared[Formula::kColumns][kLanes];
+    int32_t is_zero[kLanes] = {};
     QATFAST_FOR_LANES(lane) {
       const auto inputs = Gather<typename Formula::Inputs>(
           [&](size_t j) QATFAST_LAMBDA_INLINE { return columns.values[j][i + lane]; }, InputIndices<Formula>());
+      if constexpr (Formula::kMayBeZero) is_zero[lane] = Formula::IsZero(inputs) ? 1 : 0;
       const typename Formula::Prepared p = local.Prepare(inputs);
-      std::memcpy(prepared[lane], &p, sizeof(p));
+      Scatter<Formula>(
+          p, [&](size_t j, A value) QATFAST_LAMBDA_INLINE { prepared[j][lane] = value; }, ColumnIndices<Formula>());
     }
-    for (int j = 0; j < Formula::kColumns; ++j) {
-      QATFAST_FOR_LANES(lane) columns.values[j][i + lane] = prepared[lane][j];
-    }
+    for (int j = 0; j < Formula::kColumns; ++j) StorePacket(prepared[j], columns.values[j] + i);
+    zeros |= PackBits(is_zero) & (size - i < kLanes ? (1 << (size - i)) - 1 : 0xffff);
   }
+  return zeros != 0;
 }
 
 // Whether all of `size` channels have valid inputs.
 template <typename Formula>
 bool AllValid(const Formula& formula, const InputPointers<Formula>& inputs, int64_t size) {
+  using A = typename Formula::Arithmetic;
   const Formula local = formula;
   int invalid = 0;
-  for (int64_t i = 0; i < size; ++i) {
-    const auto channel = Gather<typename Formula::Inputs>([&](size_t j) QATFAST_LAMBDA_INLINE { return inputs[j][i]; },
-                                                          InputIndices<Formula>());
-    invalid |= local.IsValid(channel) ? 0 : 1;
-  }
+  ForEachPacket(size, [&](int64_t i, auto count) QATFAST_LAMBDA_INLINE {
+    A loaded[Formula::kInputs][kLanes];
+    for (int j = 0; j < Formula::kInputs; ++j) Load(inputs[j] + i, count, loaded[j]);
+    int32_t is_invalid[kLanes];
+    QATFAST_FOR_LANES(lane) {
+      const auto channel = Gather<typename Formula::Inputs>(
+          [&](size_t j) QATFAST_LAMBDA_INLINE { return loaded[j][lane]; }, InputIndices<Formula>());
+      is_invalid[lane] = local.IsValid(channel) ? 0 : 1;
+    }
+    invalid |= PackBits(is_invalid) & ((1 << count) - 1);
+  });
   return invalid == 0;
 }
 

@@ -40,6 +40,9 @@ constexpr int64_t kPaddedPartWidth = kPartWidth + kTilePadding;
 constexpr int64_t kFewRows = 8;
 constexpr int64_t kMinRunLengthOfFewRows = 8;
 
+// Rows that are enough to share the laying out of lanes.
+constexpr int64_t kRowsToShareLanes = 32;
+
 inline bool HasLongRuns(const ChannelLayout& layout) {
   const int64_t shortest = layout.outer < kFewRows ? kMinRunLengthOfFewRows : kMinRunLength;
   return layout.inner >= shortest || layout.channels == 1;
@@ -108,10 +111,12 @@ class LaneTiles {
   explicit LaneTiles(const ChannelLayout& layout, int64_t alignment = 1)
       : channels_(layout.channels), inner_(std::max<int64_t>(1, layout.inner)), size_(layout.size()) {
     const int64_t period = std::max<int64_t>(1, channels_ * inner_);
-    // Several rows of the tensor side by side, where they fit or are needed to end on the alignment; the last row of
-    // tiles may then be shorter.
+    // Several rows of the tensor side by side, where they fit a part, or are needed to end on the alignment; but not so
+    // many that few are left below each other to share the laying out of their parameters. The last row of tiles may
+    // then be shorter.
     const int64_t to_align = alignment / std::gcd(period, alignment);
-    const int64_t side_by_side = std::max<int64_t>(1, kTileWidth / (period * to_align)) * to_align;
+    const int64_t widest = std::min(kPartWidth, size_ / kRowsToShareLanes);
+    const int64_t side_by_side = std::max<int64_t>(1, widest / (period * to_align)) * to_align;
     row_length_ = side_by_side * period;
     const int64_t unit = std::lcm(inner_, alignment);
     tiles_per_row_ = CeilDiv(row_length_, kTileWidth / unit * unit);
@@ -154,6 +159,8 @@ class LaneTiles {
     }
   }
 
+  int64_t inner() const { return inner_; }
+
   // Calls body(channel, first_lane, last_lane) for the lanes of each channel in the tile, in memory order. A
   // channel comes more than once where rows lie side by side.
   template <typename Body>
@@ -162,6 +169,19 @@ class LaneTiles {
     for (int64_t lane = 0; lane < tile.width; lane += inner_) {
       body(channel, lane, lane + inner_);
       channel = channel + 1 == channels_ ? 0 : channel + 1;
+    }
+  }
+
+  // Calls body(channel, lane, count) for the longest stretches of lanes whose channels count up by one. Precondition:
+  // inner() == 1.
+  template <typename Body>
+  void ForEachStretch(const Tile& tile, Body body) const {
+    int64_t channel = tile.first_column % channels_;
+    for (int64_t lane = 0; lane < tile.width;) {
+      const int64_t count = std::min(channels_ - channel, tile.width - lane);
+      body(channel, lane, count);
+      lane += count;
+      channel = 0;
     }
   }
 

@@ -17,21 +17,20 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 
+// clang-format off: a pragma's string cannot be cut
 #if defined(__clang__)
-#define QATFAST_BEGIN_TARGET_AVX512                                                                            \
-  _Pragma(                                                                                                     \
-      "clang attribute push(__attribute__((target(\"avx512f,avx512bw,avx512dq,avx512vl,f16c\"))), apply_to = " \
-      "function)")
+#define QATFAST_BEGIN_TARGET_AVX512 \
+  _Pragma("clang attribute push(__attribute__((target(\"avx512f,avx512bw,avx512dq,avx512vl,f16c\"))), apply_to = function)")
 #define QATFAST_BEGIN_TARGET_AVX2 \
   _Pragma("clang attribute push(__attribute__((target(\"avx2,f16c\"))), apply_to = function)")
 #define QATFAST_END_TARGET _Pragma("clang attribute pop")
 #else
-#define QATFAST_BEGIN_TARGET_AVX512          \
-  _Pragma("GCC push_options") _Pragma("GCC " \
-                                      "target(\"avx512f,avx512bw,avx512dq,avx512vl,f16c,prefer-vector-width=512\")")
+#define QATFAST_BEGIN_TARGET_AVX512 \
+  _Pragma("GCC push_options") _Pragma("GCC target(\"avx512f,avx512bw,avx512dq,avx512vl,f16c,prefer-vector-width=512\")")
 #define QATFAST_BEGIN_TARGET_AVX2 _Pragma("GCC push_options") _Pragma("GCC target(\"avx2,f16c\")")
 #define QATFAST_END_TARGET _Pragma("GCC pop_options")
 #endif
+// clang-format on
 
 #define QATFAST_ISA_NAMESPACE avx512
 #define QATFAST_ISA_AVX512 1

@@ -2,7 +2,7 @@
 //
 // A Formula is a small struct of an op's attributes with
 //   kInputs, Inputs      the numbers that a channel is quantized with, as they come in: A threshold, or min and max
-//   kColumns, Prepared   what the loops need of them: a struct of kColumns A's
+//   kColumns, Prepared   what the loops need of them: a struct of kColumns A's, which kFields lists in order
 //   kTerms               how many sums over a channel its backward makes
 //   kMayBeZero           whether IsZero(Inputs) can be, for which y = 0 and the whole gradient passes
 //   IsValid(inputs)      whether these inputs can be quantized with
@@ -26,6 +26,8 @@ struct FakeQuantFormula {
   using Prepared = NudgedRange<A>;
   static constexpr int kInputs = 2;
   static constexpr int kColumns = 5;
+  static constexpr A Prepared::* kFields[] = {&Prepared::min, &Prepared::max, &Prepared::scale, &Prepared::inv_scale,
+                                              &Prepared::quant_zero};
   static constexpr int kTerms = 2;
   static constexpr bool kMayBeZero = true;
 
@@ -54,7 +56,10 @@ struct FakeQuantFormula {
   }
 
  private:
-  QATFAST_INLINE Inputs Adjusted(Inputs range) const { return include_zero ? IncludeZero(range, grid) : range; }
+  QATFAST_INLINE Inputs Adjusted(Inputs range) const {
+    const Inputs with_zero = IncludeZero(range, grid);
+    return {SelectBits(include_zero, with_zero.min, range.min), SelectBits(include_zero, with_zero.max, range.max)};
+  }
 };
 
 // Learned step size quantization with zero in the middle of the grid, or at its start: integers times the step.
@@ -69,6 +74,7 @@ struct LsqSymmetricFormula {
   using Arithmetic = A;
   static constexpr int kInputs = 1;
   static constexpr int kColumns = 1;
+  static constexpr A Prepared::* kFields[] = {&Prepared::step};
   static constexpr int kTerms = 1;
   static constexpr bool kMayBeZero = false;
 
@@ -115,6 +121,7 @@ struct LsqUniformFormula {
   };
   static constexpr int kInputs = 2;
   static constexpr int kColumns = 2;
+  static constexpr A Prepared::* kFields[] = {&Prepared::step, &Prepared::min};
   static constexpr int kTerms = 2;
   static constexpr bool kMayBeZero = false;
 

@@ -43,7 +43,7 @@ struct NudgedRange {
 // min == max == 0 stands for "nothing to quantize": zeros forward, the whole gradient backward.
 template <typename A>
 QATFAST_INLINE bool IsZero(Range<A> range) {
-  return range.min == A(0) && range.max == A(0);
+  return (range.min == A(0)) & (range.max == A(0));
 }
 
 // Whether the quantization step is a positive normal number. It is not if an end is infinite or NaN, if
@@ -61,10 +61,9 @@ QATFAST_INLINE Range<A> IncludeZero(Range<A> range, QuantRange grid) {
   const A scale = (range.max - range.min) / static_cast<A>(grid.steps());
   const A min_on_grid = scale * std::nearbyint(range.min / scale);
   const A max_on_grid = range.max - range.min + min_on_grid;
-  if (IsZero(range)) return {A(0), A(0)};
-  if (range.min > A(0)) return {A(0), range.max};
-  if (range.max < A(0)) return {range.min, A(0)};
-  return {min_on_grid, max_on_grid};
+  const bool is_zero = IsZero(range), is_above = range.min > A(0), is_below = range.max < A(0);
+  return {is_zero | is_above ? A(0) : (is_below ? range.min : min_on_grid),
+          is_zero | is_below ? A(0) : (is_above ? range.max : max_on_grid)};
 }
 
 // The chain rule through IncludeZero, rounding taken as constant. A range across zero becomes
