@@ -8,6 +8,9 @@ JOBS ?= $(shell nproc)
 VENV := .venv/tf-$(TF)
 LINT := .venv/lint
 BIN := $(VENV)/bin
+# Sony's Model Compression Toolkit, which tests compare with, stops at TensorFlow 2.15.
+comma := ,
+EXTRAS := test,bench,demo$(if $(filter 2.15.%,$(TF)),$(comma)mct)
 SOURCES := pyproject.toml setup.py README.md $(shell find csrc qatfast -name '*.cc' -o -name '*.h' -o -name '*.py')
 FORMATTED := $(shell find csrc -name '*.cc' -o -name '*.h')
 
@@ -25,7 +28,7 @@ $(VENV)/.tensorflow:
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.tensorflow $(SOURCES)
-	QATFAST_JOBS=$(JOBS) $(BIN)/pip install --quiet --no-build-isolation ".[test,bench,demo]"
+	QATFAST_JOBS=$(JOBS) $(BIN)/pip install --quiet --no-build-isolation ".[$(EXTRAS)]"
 	touch $@
 
 demo: install

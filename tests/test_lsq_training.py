@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from mct_quantizers import KerasActivationQuantizationHolder, KerasQuantizationWrapper
+from mct_quantizers.keras.quantizers import ActivationPOTInferableQuantizer
 from models import METHODS, SAVE_FORMATS, conv_net, dense_net, digits, digits_net, images, train
 
 import qatfast
@@ -83,33 +84,70 @@ def test_training_wins_back_what_quantization_cost(learned):
     assert accuracy_after > accuracy_before
 
 
-def test_on_real_data_few_elements_export_differently_and_by_a_step_at_most(learned, trained_digits, record_property):
+def test_on_real_data_few_activations_export_differently_and_by_a_step_at_most(
+    learned, trained_digits, record_property
+):
     model, _, _ = learned
-    data, digit, _ = trained_digits
-    pairs = list(quantizers(model))
-    activations = [read for _, read in pairs if tf.keras.backend.is_keras_tensor(read)]
-    values = dict(zip(map(id, activations), tf.keras.Model(model.inputs, activations)(data), strict=True))
+    data, _, _ = trained_digits
+    holders = [layer for layer in model.layers if isinstance(layer, KerasActivationQuantizationHolder)]
+    activations = tf.keras.Model(model.inputs, [holder.input for holder in holders])(data)
     moved, bits_differ, elements = 0, 0, 0
-    for quantizer, read in pairs:
-        x = values.get(id(read), read)
+    for holder, x in zip(holders, activations, strict=True):
+        quantizer = holder.activation_holder_quantizer
         inferable = quantizer.convert2inferable()
-        trained, exported = quantizer(x).numpy(), inferable(tf.convert_to_tensor(x)).numpy()
-        step = (np.asarray(inferable.max_range) - np.asarray(inferable.min_range)) / (2**inferable.num_bits - 1)
-        apart = np.abs(exported - trained.astype(np.float64)) / step
+        trained, exported = quantizer(x).numpy(), inferable(x).numpy()
+        apart = (
+            np.abs(exported - trained.astype(np.float64))
+            * (2**8 - 1)
+            / (inferable.max_range[0] - inferable.min_range[0])
+        )
         assert apart.max() < 1.01
         moved += np.sum(apart > 0.5)
         bits_differ += np.sum(trained != exported)
         elements += trained.size
-        if quantizer._is_power_of_two:
+        if isinstance(inferable, ActivationPOTInferableQuantizer):
             np.testing.assert_array_equal(exported[apart < 0.5], trained[apart < 0.5])
-    record_property("elements a step apart", f"{moved} of {elements}")
-    record_property("elements with other bits", f"{bits_differ} of {elements}")
-    print(
-        f"{quantizer._method.name}: {moved} of {elements} elements export a step apart, {bits_differ} with other bits"
-    )
+    record_property("activations a step apart", f"{moved} of {elements}")
+    record_property("activations of other bits", f"{bits_differ} of {elements}")
+    print(f"{type(inferable).__name__}: {moved} of {elements} a step apart, {bits_differ} of other bits")
     assert moved <= 1e-4 * elements
-    exported = qatfast.finalize_model(model).predict(data, verbose=0)
-    assert np.mean(exported.argmax(axis=1) == model.predict(data, verbose=0).argmax(axis=1)) > 0.998
+
+
+def test_kernels_export_as_they_were_quantized(learned):
+    model, _, _ = learned
+    exported = qatfast.finalize_model(model)
+    for name in ("conv_0", "conv_1", "logits"):
+        ((_, kernel, quantizer),) = model.get_layer(name).get_weights_vars()
+        ((_, exported_kernel, inferable),) = exported.get_layer(name).get_weights_vars()
+        trained = quantizer(kernel).numpy()
+        np.testing.assert_allclose(
+            inferable(exported_kernel), trained, rtol=2**-21, atol=2**-21 * np.abs(trained).max()
+        )
+        assert np.mean(exported_kernel.numpy() == kernel.numpy()) > 0.99
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_kernel_of_ties_exports_as_it_was_quantized(method):
+    model = dense_net()
+    kernel = np.linspace(-4, 4, 17, dtype=np.float32)[:15].reshape(5, 3)  # halves, of a step of 1
+    model.get_layer("head").kernel.assign(kernel)
+    config = lsq(method, 4, weight_per_channel=False)
+    quantized = qatfast.quantize_model(model, ROWS, config)
+    ((_, kernel, quantizer),) = quantized.get_layer("head").get_weights_vars()
+    values = [-8.0, 7.0] if method is UNIFORM else [8.0]
+    for variable, value in zip(quantizer.quantizer_parameters.values(), values, strict=True):
+        variable.assign(value)
+    trained = quantizer(kernel).numpy()
+    np.testing.assert_array_equal(trained, np.round(kernel))
+    for wrapper in (
+        quantized.get_layer("head").convert_to_inferable_quantizers(),
+        qatfast.finalize_model(quantized).get_layer("head"),
+    ):
+        ((_, exported_kernel, inferable),) = wrapper.get_weights_vars()
+        np.testing.assert_array_equal(inferable(exported_kernel), trained)
+        assert np.any(inferable(tf.convert_to_tensor(kernel)) != trained)  # it needed help
+        is_tie = kernel.numpy() != trained
+        np.testing.assert_array_equal(exported_kernel.numpy()[~is_tie], kernel.numpy()[~is_tie])
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -126,8 +164,9 @@ def test_absurd_learning_rates_do_not_break_the_grids(method, optimizer):
         broken |= any(np.any(low >= high) for low, high in ranges(model))
         for quantizer, read in quantizers(model):
             lowest, highest = grid_ends(quantizer, read)
-            assert np.all(lowest <= 0) and np.all(highest >= 0)
-            assert np.max(highest) - np.max(lowest) > 2.0**-18
+            width = np.max(highest) - np.max(lowest)
+            assert width > 2.0**-18
+            assert np.all(lowest <= 1e-6 * width) and np.all(highest >= -1e-6 * width)  # but for rounding
             if method is POWER_OF_TWO:
                 assert np.all(np.frexp(lowest[lowest < 0])[0] == -0.5)
     assert broken  # the guards were needed

@@ -182,62 +182,68 @@ void PassLanes(const Formula& formula, const T* grad_y, const T* x, T* grad_x, i
   });
 }
 
+// The gradients to x of kRows packets that lie `stride` elements apart in grad_y and x, `grad_x_stride` in grad_x, and
+// their terms of the sums: sums[term][lane] gets those of each lane, in order. Several packets at once cost the sums
+// one trip to the cache. `prepared` gives the parameters of a lane.
+template <int kRows, typename T, typename Formula, typename Count, typename PreparedOf>
+QATFAST_INLINE void BackwardPackets(const Formula& formula, const T* grad_y, const T* x, int64_t stride, T* grad_x,
+                                    int64_t grad_x_stride, Count count, PreparedOf prepared, double* const* sums) {
+  using A = Arithmetic<T>;
+  A values[kRows][kLanes], grads[kRows][kLanes];
+  for (int row = 0; row < kRows; ++row) {
+    Load(x + row * stride, count, values[row]);
+    Load(grad_y + row * stride, count, grads[row]);
+  }
+  QATFAST_FOR_LANES(lane) {
+    const auto p = prepared(lane);
+    double of_lane[Formula::kTerms];
+    for (int term = 0; term < Formula::kTerms; ++term) of_lane[term] = sums[term][lane];
+    for (int row = 0; row < kRows; ++row) {
+      A terms[Formula::kTerms];
+      grads[row][lane] = formula.Backward(grads[row][lane], values[row][lane], p, terms);
+      for (int term = 0; term < Formula::kTerms; ++term) of_lane[term] += static_cast<double>(terms[term]);
+    }
+    for (int term = 0; term < Formula::kTerms; ++term) sums[term][lane] = of_lane[term];
+  }
+  for (int row = 0; row < kRows; ++row) Store(grads[row], count, grad_x + row * grad_x_stride);
+}
+
 // The gradient to x, and the terms of the sums: those of element i go to lane i % kLanes. Precondition: what went
 // before x in this piece is a multiple of kLanes elements.
 template <typename T, typename Formula>
 void BackwardRun(const Formula& formula, const T* grad_y, const T* x, T* grad_x, int64_t size,
                  const typename Formula::Prepared& prepared, RunSums<Formula>& run_sums) {
-  using A = Arithmetic<T>;
   const Formula local = formula;
   const typename Formula::Prepared p = prepared;
-  RunSums<Formula> sums = run_sums;
-  ForEachPacket(size, [&](int64_t i, auto count) QATFAST_LAMBDA_INLINE {
-    A values[kLanes], grads[kLanes], terms[Formula::kTerms][kLanes];
-    Load(x + i, count, values);
-    Load(grad_y + i, count, grads);
-    QATFAST_FOR_LANES(lane) {
-      A of_lane[Formula::kTerms];
-      grads[lane] = local.Backward(grads[lane], values[lane], p, of_lane);
-      for (int term = 0; term < Formula::kTerms; ++term) terms[term][lane] = of_lane[term];
-    }
-    for (int term = 0; term < Formula::kTerms; ++term) {
-      QATFAST_FOR_LANES(lane) sums.values[term][lane] += static_cast<double>(terms[term][lane]);
-    }
-    Store(grads, count, grad_x + i);
+  double* sums[Formula::kTerms];
+  for (int term = 0; term < Formula::kTerms; ++term) sums[term] = run_sums.values[term];
+  const auto prepared_of = [p](int) QATFAST_LAMBDA_INLINE { return p; };
+  constexpr int64_t kTogether = kRowsAtOnce * kLanes;
+  int64_t i = 0;
+  for (; i + kTogether <= size; i += kTogether) {
+    BackwardPackets<kRowsAtOnce>(local, grad_y + i, x + i, kLanes, grad_x + i, kLanes,
+                                 std::integral_constant<int, kLanes>(), prepared_of, sums);
+  }
+  ForEachPacket(size - i, [&](int64_t j, auto count) QATFAST_LAMBDA_INLINE {
+    BackwardPackets<1>(local, grad_y + i + j, x + i + j, 0, grad_x + i + j, 0, count, prepared_of, sums);
   });
-  run_sums = sums;
 }
 
-// BackwardRun on kRows rows that lie `stride` elements apart in grad_y and x, `grad_x_stride` in grad_x. Several rows
-// at once cost the sums one trip to the cache; each lane still adds its rows in order.
+// BackwardRun on kRows rows that lie `stride` elements apart in grad_y and x, `grad_x_stride` in grad_x, with a channel
+// and sums of its own in each lane from `first_lane` on.
 template <int kRows, typename T, typename Formula>
 void BackwardRows(const Formula& formula, const T* grad_y, const T* x, int64_t stride, T* grad_x, int64_t grad_x_stride,
                   int64_t size, const Columns<Formula>& columns, LaneSums<Formula>& lane_sums, int64_t first_lane) {
-  using A = Arithmetic<T>;
-  using Prepared = typename Formula::Prepared;
   const Formula local = formula;
   ForEachPacket(size, [&](int64_t i, auto count) QATFAST_LAMBDA_INLINE {
-    A parameters[Formula::kColumns][kLanes];
-    for (int j = 0; j < Formula::kColumns; ++j) LoadPacket(columns.values[j] + first_lane + i, parameters[j]);
-    double sums[Formula::kTerms][kLanes];
-    for (int term = 0; term < Formula::kTerms; ++term) LoadPacket(lane_sums.values[term] + first_lane + i, sums[term]);
-    for (int row = 0; row < kRows; ++row) {
-      A values[kLanes], grads[kLanes], terms[Formula::kTerms][kLanes];
-      Load(x + row * stride + i, count, values);
-      Load(grad_y + row * stride + i, count, grads);
-      QATFAST_FOR_LANES(lane) {
-        const auto p = Gather<Prepared>([&](size_t j) QATFAST_LAMBDA_INLINE { return parameters[j][lane]; },
-                                        ColumnIndices<Formula>());
-        A of_lane[Formula::kTerms];
-        grads[lane] = local.Backward(grads[lane], values[lane], p, of_lane);
-        for (int term = 0; term < Formula::kTerms; ++term) terms[term][lane] = of_lane[term];
-      }
-      for (int term = 0; term < Formula::kTerms; ++term) {
-        QATFAST_FOR_LANES(lane) sums[term][lane] += static_cast<double>(terms[term][lane]);
-      }
-      Store(grads, count, grad_x + row * grad_x_stride + i);
-    }
-    for (int term = 0; term < Formula::kTerms; ++term) StorePacket(sums[term], lane_sums.values[term] + first_lane + i);
+    double* sums[Formula::kTerms];
+    for (int term = 0; term < Formula::kTerms; ++term) sums[term] = lane_sums.values[term] + first_lane + i;
+    const auto prepared_of = [&](int lane) QATFAST_LAMBDA_INLINE {
+      return Gather<typename Formula::Prepared>(
+          [&](size_t j) QATFAST_LAMBDA_INLINE { return columns.values[j][first_lane + i + lane]; },
+          ColumnIndices<Formula>());
+    };
+    BackwardPackets<kRows>(local, grad_y + i, x + i, stride, grad_x + i, grad_x_stride, count, prepared_of, sums);
   });
 }
 

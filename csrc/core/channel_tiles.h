@@ -115,7 +115,7 @@ class LaneTiles {
     // many that few are left below each other to share the laying out of their parameters. The last row of tiles may
     // then be shorter.
     const int64_t to_align = alignment / std::gcd(period, alignment);
-    const int64_t widest = std::min(kPartWidth, size_ / kRowsToShareLanes);
+    const int64_t widest = std::min(kTileWidth, size_ / kRowsToShareLanes);
     const int64_t side_by_side = std::max<int64_t>(1, widest / (period * to_align)) * to_align;
     row_length_ = side_by_side * period;
     const int64_t unit = std::lcm(inner_, alignment);

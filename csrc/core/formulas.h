@@ -94,9 +94,8 @@ struct LsqSymmetricFormula {
   QATFAST_INLINE A Quantize(A x, const Prepared& p) const { return p.step * LsqQuantize(x / p.step, lowest, highest); }
   QATFAST_INLINE bool Passes(A x, const Prepared& p) const { return LsqPasses(x / p.step, lowest, highest); }
   QATFAST_INLINE A Backward(A grad_y, A x, const Prepared& p, A* terms) const {
-    const A value = x / p.step;
-    terms[0] = LsqStepTerm(grad_y, value, lowest, highest);
-    return LsqPasses(value, lowest, highest) ? grad_y : A(0);
+    A clipped;
+    return LsqBackward(grad_y, x / p.step, lowest, highest, terms[0], clipped);
   }
   // Through the guard the gradient passes straight. Through the power of two t' of t it is multiplied by t' / t: the
   // derivative of 2^ceil(log2 t) with ceil taken as the identity (Jain et al., https://arxiv.org/abs/1903.08066).
@@ -142,11 +141,7 @@ struct LsqUniformFormula {
   }
   QATFAST_INLINE bool Passes(A x, const Prepared& p) const { return LsqPasses((x - p.min) / p.step, A(0), Highest()); }
   QATFAST_INLINE A Backward(A grad_y, A x, const Prepared& p, A* terms) const {
-    const A value = (x - p.min) / p.step;
-    terms[0] = LsqStepTerm(grad_y, value, A(0), Highest());
-    const bool passes = LsqPasses(value, A(0), Highest());
-    terms[1] = !passes && value == value ? grad_y : A(0);  // NaN adds nothing
-    return passes ? grad_y : A(0);
+    return LsqBackward(grad_y, (x - p.min) / p.step, A(0), Highest(), terms[0], terms[1]);
   }
   // y = step * c + min, with step = (max - min) / n of the adjusted range. What is clipped follows min as a whole.
   QATFAST_INLINE void InputGradients(const double* sums, Inputs range, A* gradients) const {

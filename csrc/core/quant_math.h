@@ -153,15 +153,19 @@ QATFAST_INLINE bool LsqPasses(A value, A lowest, A highest) {
   return rounded >= lowest && rounded <= highest;
 }
 
-// The gradient to the step: grad_y times what the output moves by when the step grows by one, which is c - [r == c] v
-// with r = round(v) and c = clip(r). NaN gives 0, whatever grad_y is.
+// The gradient to x at a value, given in steps: grad_y where r == c, with r = round(value) and c = clip(r). `to_step`
+// becomes grad_y * (c - [r == c] value), since that is what the output, in steps, moves by when the step grows by one,
+// and `clipped` becomes grad_y where r != c. NaN gives 0 in all three.
 template <typename A>
-QATFAST_INLINE A LsqStepTerm(A grad_y, A value, A lowest, A highest) {
+QATFAST_INLINE A LsqBackward(A grad_y, A value, A lowest, A highest, A& to_step, A& clipped) {
+  const A counted = value == value ? grad_y : A(0);
   const A rounded = RoundHalfEven(value);
-  const A outside = grad_y * (rounded < lowest ? lowest : highest);
-  const A inside = grad_y * (rounded - value);
-  const A term = rounded >= lowest && rounded <= highest ? inside : outside;
-  return value == value ? term : A(0);
+  const A above = rounded > lowest ? rounded : lowest;  // lowest for NaN
+  const A on_grid = above < highest ? above : highest;
+  const bool passes = rounded == on_grid;
+  to_step = counted * (on_grid - (passes ? value : A(0)));
+  clipped = passes ? A(0) : counted;
+  return passes ? counted : A(0);
 }
 
 }  // namespace qatfast
