@@ -4,6 +4,8 @@
 
 TF ?= 2.21.0
 PYTHON ?= python3
+BENCH ?=
+COMPARE ?=
 JOBS ?= $(shell nproc)
 VENV := .venv/tf-$(TF)
 LINT := .venv/lint
@@ -37,9 +39,12 @@ demo: install
 test: install
 	HYPOTHESIS_PROFILE=ci $(BIN)/pytest -n $(JOBS) tests
 
+# BENCH: options for pytest, such as --quick or --shape 1024,1024. COMPARE: an earlier JSON.
 bench: install
-	$(BIN)/pytest benchmarks --benchmark-json=.benchmarks/latest.json
-	$(BIN)/python benchmarks/table.py .benchmarks/latest.json
+	mkdir -p .benchmarks
+	$(BIN)/pytest benchmarks -q --benchmark-quiet --benchmark-json=.benchmarks/latest.json $(BENCH)
+	$(BIN)/python benchmarks/report.py .benchmarks/latest.json --markdown .benchmarks/latest.md --picture .benchmarks/latest.png
+	$(if $(COMPARE),$(BIN)/python benchmarks/report.py .benchmarks/latest.json --compare $(COMPARE))
 
 $(LINT)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(LINT)

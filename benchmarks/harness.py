@@ -1,40 +1,66 @@
-"""Times one op against its comparators, interleaved, so that a machine that slows down slows them all.
+"""Times ours through pytest-benchmark and everything else in turns with it.
 
-Each case is a test of pytest-benchmark that times ours; before each of its rounds the comparators run and are timed,
-the slow ones in the first rounds only. What they took goes into `extra_info`, in seconds.
-
-Everything but a slow comparator runs once untimed right before it is timed: where the last thing that ran left a core
-idle, as the stock per-channel op does, the first run after it pays milliseconds for waking that core up.
+`extra_info` of each test in the JSON says what was measured, and has `seconds`: the median seconds of every function by
+name, ours included.
 """
 
 import statistics
-import time
 
-ROUNDS = 15
-SLOW_ROUNDS = 3
-SLOW_SECONDS = 0.05
+from qatfast.benchmark.op_case import BACKWARD, FORWARD
+from qatfast.benchmark.op_comparison import DEFAULT_COMPARATORS, OURS_NAME, checked_runs
+from qatfast.benchmark.timing import SECONDS_PER_RUN, Turns
 
 
-def run_interleaved(benchmark, ours, comparators):
-    """Times `ours` by pytest-benchmark and `comparators`, a dict of names to functions, between its rounds."""
-    seconds = {name: [] for name in comparators}
+def run_in_turns(
+    benchmark, runs, settings, main=OURS_NAME, repeats=1, seconds_per_run=SECONDS_PER_RUN, **measured
+):  # fmt: skip
+    """Times `runs`, a dict of functions by name.
 
-    def time_comparators():
-        for name, run in comparators.items():
-            is_slow = seconds[name] and statistics.median(seconds[name]) > SLOW_SECONDS
-            if is_slow and len(seconds[name]) >= SLOW_ROUNDS:
-                continue
-            if not is_slow:
-                run()
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-        ours()
+    Args:
+        benchmark: The fixture of pytest-benchmark.
+        runs: All traced, and checked.
+        settings: What the command line chose.
+        main: The name of the function that pytest-benchmark itself times: ours.
+        repeats: Calls per look at the clock.
+        seconds_per_run: What all rounds of one slow function together should take.
+        **measured: What is measured, for `extra_info`.
+    """
+    others = Turns({name: run for name, run in runs.items() if name != main}, repeats, seconds_per_run)
+    ours = runs[main]
 
     def run_ours():
-        ours()  # its result is let go at once, as the comparators' are: kept, it would cost the next run fresh memory
+        for _ in range(repeats):
+            ours()  # its result is let go at once: kept, it would cost the next run fresh memory
 
-    for run in (ours, *comparators.values()):
-        run()  # traced
-    benchmark.pedantic(run_ours, setup=time_comparators, rounds=ROUNDS)
-    benchmark.extra_info["median_seconds"] = {name: statistics.median(times) for name, times in seconds.items()}
+    def take_turns():
+        others.take_round()
+        ours()
+
+    quiet = settings.wait_for_quiet()
+    if quiet is not None:
+        measured["quiet_memcpy_ms"] = quiet
+    benchmark.pedantic(run_ours, setup=take_turns, rounds=settings.rounds)
+    of_ours = statistics.median(benchmark.stats.stats.data) / repeats
+    medians = {main: of_ours, **others.medians()}
+    benchmark.extra_info.update(measured, seconds={name: medians[name] for name in runs})
+
+
+def measure_op(benchmark, case, direction, settings):
+    """Measures one op on one tensor against all that the settings name; the types after the first in single passes."""
+    comparators = settings.comparators or DEFAULT_COMPARATORS[case.op]
+    dtypes = settings.dtypes if direction in (FORWARD, BACKWARD) or settings.full else settings.dtypes[:1]
+    runs = checked_runs(case, direction, dtypes, comparators)
+    benchmark.group = f"{case.op} {direction}"
+    run_in_turns(
+        benchmark,
+        runs,
+        settings,
+        suite="ops",
+        op=case.op,
+        case=case.name,
+        shape=case.shape,
+        axis=case.axis,
+        num_bits=case.num_bits,
+        dtype=settings.dtypes[0],
+        direction=direction,
+    )

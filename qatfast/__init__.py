@@ -8,6 +8,7 @@ from qatfast import ops, quantizers, reference  # noqa: E402
 from qatfast._library import build_info  # noqa: E402
 from qatfast.config import (  # noqa: E402
     CalibrationMethod,
+    GradientScale,
     QATConfig,
     TrainableQuantizerActivationConfig,
     TrainableQuantizerWeightsConfig,
@@ -20,6 +21,7 @@ from qatfast.wrapper import KerasTrainableQuantizationWrapper  # noqa: E402
 __all__ = [
     "BaseKerasQATTrainableQuantizer",
     "CalibrationMethod",
+    "GradientScale",
     "KerasTrainableQuantizationWrapper",
     "QATConfig",
     "TrainableQuantizerActivationConfig",

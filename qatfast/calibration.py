@@ -73,7 +73,8 @@ def observe(model: tf.keras.Model, points, batches: Iterable[list[np.ndarray]]) 
     count = 0
     for batch in tqdm(batches, desc="Calibrating activations", unit="batch"):
         outputs = tf.nest.flatten(observer.predict_on_batch(batch))
-        for point, values, histogram in zip(points, outputs, histograms, strict=True):
+        for point, output, histogram in zip(points, outputs, histograms, strict=True):
+            values = np.asarray(output, np.float32)  # of half precision in mixed-precision models
             if not (np.isfinite(values.min()) and np.isfinite(values.max())):
                 raise ValueError(
                     f"quantize_model: the output of layer {point.layer.name!r} must be finite on representative_data, "

@@ -14,6 +14,7 @@ __all__ = [
     "SIGNED",
     "THRESHOLD",
     "CalibrationMethod",
+    "GradientScale",
     "QATConfig",
     "TrainableQuantizerActivationConfig",
     "TrainableQuantizerCandidateConfig",
@@ -52,6 +53,22 @@ class CalibrationMethod(Enum):
     MSE = "mse"
 
 
+class GradientScale(Enum):
+    """What an LSQ quantizer divides the gradient of its step by: the square root of a count times the largest integer.
+
+    The gradient of a step sums over all elements that share it, so that it outgrows the gradients of weights. The
+    count is meant to even that out; it works as a learning rate of the step's own.
+
+    CHANNELS: as MCT counts. For a weight the number of its steps (1 per tensor); for an activation the size of the
+        last axis.
+    ELEMENTS: as Esser et al. count (https://arxiv.org/abs/1902.08153, section 2.2). For a weight the number of its
+        elements that share a step; for an activation the features of one sample: all axes but the first.
+    """
+
+    CHANNELS = "channels"
+    ELEMENTS = "elements"
+
+
 @dataclass(frozen=True, eq=False)
 class TrainableQuantizerCandidateConfig:
     """One candidate among several bit-widths of a trainable quantizer.
@@ -83,7 +100,8 @@ class TrainableQuantizerActivationConfig:
         activation_quantization_params: 'threshold' and 'is_signed', or 'range_min' and 'range_max' (uniform):
             numbers. Quantizers of your own may ask for other keys.
         enable_activation_quantization: Whether the activation is quantized.
-        min_threshold: The smallest threshold that calibration chooses.
+        min_threshold: The smallest threshold (uniform: width of the range) that calibration chooses, and that an LSQ
+            quantizer computes with.
         activation_quantization_candidates: Candidate bit-widths, for mixed-precision quantizers.
 
     Raises:
@@ -120,7 +138,8 @@ class TrainableQuantizerWeightsConfig:
         enable_weights_quantization: Whether the weight is quantized.
         weights_channels_axis: The weight's channel axis, which may be negative; None is allowed per tensor.
         weights_per_channel_threshold: Whether every channel has a range of its own.
-        min_threshold: The smallest threshold that calibration chooses.
+        min_threshold: The smallest threshold (uniform: width of the range) that calibration chooses, and that an LSQ
+            quantizer computes with.
         weights_quantization_candidates: Candidate bit-widths, for mixed-precision quantizers.
 
     Raises:
@@ -158,7 +177,8 @@ class QATConfig:
         weight_training_method: Which quantizers train the kernels: a `TrainingMethod`, or a member of your own Enum
             with which you marked a quantizer.
         activation_training_method: The same for activations.
-        weight_quantizer_params_override: Further constructor arguments of every weights quantizer.
+        weight_quantizer_params_override: Further constructor arguments of every weights quantizer, as
+            {"gradient_scale": GradientScale.ELEMENTS} or {"freeze_quant_params": True}.
         activation_quantizer_params_override: Further constructor arguments of every activation quantizer.
         weight_n_bits: Number of bits of the kernels.
         activation_n_bits: Number of bits of the activations.
@@ -167,7 +187,8 @@ class QATConfig:
         weight_per_channel: Whether every output channel of a kernel has a range of its own.
         weight_calibration_method: How the kernels' ranges are chosen.
         activation_calibration_method: How the activations' ranges are chosen.
-        min_threshold: The smallest threshold (uniform: the smallest width of a range) that calibration chooses.
+        min_threshold: The smallest threshold (uniform: the smallest width of a range) that calibration chooses, and
+            that LSQ computes with, whatever its variables become.
         float_layers: Names of layers whose kernel and output stay in float.
         quantize_input: Whether the model's inputs are quantized.
 

@@ -4,6 +4,7 @@ Keras keeps one node per call of a layer. Rebuilding calls a new layer for every
 Keras' own cloning does. Nested models are walked through, so that the new model is flat.
 """
 
+import contextlib
 import inspect
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -104,6 +105,7 @@ def rebuild(
     model: tf.keras.Model,
     replace_layer: Callable[[tf.keras.layers.Layer, str], tf.keras.layers.Layer] = clone_layer,
     holders: dict[int, tf.keras.layers.Layer] | None = None,
+    dtype_policy: tf.keras.mixed_precision.Policy | str | None = None,
 ) -> tf.keras.Model:
     """Returns a new flat Functional model with the weights of `model`, which stays as it is.
 
@@ -116,6 +118,8 @@ def rebuild(
         replace_layer: Makes the layer, of the given name, to put in the place of another.
         holders: Maps `id(tensor)` of tensors of `model` to a layer through which every layer reads that tensor. The
             model's outputs are not read through it.
+        dtype_policy: The new model's policy, by default that of `model`. Layers have their own; the model's decides
+            whether `compile` scales the loss.
     """
     rebuilding = _Rebuilding(replace_layer, holders or {})
     for tensor in model.inputs:
@@ -127,10 +131,21 @@ def rebuild(
     find = rebuilding.tensors.__getitem__
     inputs = tf.nest.map_structure(lambda tensor: find(id(tensor)), model.input)
     outputs = tf.nest.map_structure(lambda tensor: find(id(tensor)), model.output)
-    rebuilt = tf.keras.Model(inputs, outputs, name=model.name)
+    with _global_policy(dtype_policy or model.dtype_policy):  # which a Functional model takes
+        rebuilt = tf.keras.Model(inputs, outputs, name=model.name)
     for old, new in rebuilding.replacements.values():
         copy_weights(old, new)
     return rebuilt
+
+
+@contextlib.contextmanager
+def _global_policy(policy):
+    previous = tf.keras.mixed_precision.global_policy()
+    tf.keras.mixed_precision.set_global_policy(policy)
+    try:
+        yield
+    finally:
+        tf.keras.mixed_precision.set_global_policy(previous)
 
 
 class _Rebuilding:
@@ -191,7 +206,7 @@ class _Rebuilding:
 
 
 def activation_points(model: tf.keras.Model, quantize_input: bool, float_layers) -> list[ActivationPoint]:
-    """Returns the float32 tensors of a flat model to quantize, in the order in which the model computes them.
+    """Returns the floating-point tensors of a flat model to quantize, in the order in which the model computes them.
 
     These are the model's inputs and the outputs of activation layers, of layers with a non-linear `activation`, and of
     additions, concatenations and the like, as far as a layer of the model reads them: what only leaves the model is
@@ -210,7 +225,7 @@ def activation_points(model: tf.keras.Model, quantize_input: bool, float_layers)
             made.append((layer, node.outputs))
     points, calls = [], {}
     for layer, tensor in made:
-        if id(tensor) in read and tensor.dtype == tf.float32 and layer.name not in float_layers:
+        if id(tensor) in read and tensor.dtype.is_floating and layer.name not in float_layers:
             calls[layer] = calls.get(layer, -1) + 1
             suffix = f"_{calls[layer]}" if calls[layer] else ""
             stem = layer.name.replace(".", "_")  # Keras does not find a layer with weights and dots in a SavedModel

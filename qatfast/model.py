@@ -19,10 +19,12 @@ from qatfast.graph import activation_points, all_layers, check_graph_model, clon
 from qatfast.quantizers.base import get_quantizer_class
 from qatfast.wrapper import (
     KerasTrainableQuantizationWrapper,
+    float32_config,
     inferable_holder,
     inferable_wrapper,
     is_trainable_quantizer,
     quantizer_custom_objects,
+    round_as_trained,
 )
 
 __all__ = ["finalize_model", "load_model", "quantize_model"]
@@ -34,6 +36,8 @@ _KERNELS = (
     (tf.keras.layers.Conv2D, "kernel", 3),
     (tf.keras.layers.Dense, "kernel", 1),
 )
+# The policy under which a holder neither casts what it reads nor makes half-precision variables.
+_MIXED_POLICIES = {"float16": "mixed_float16", "bfloat16": "mixed_bfloat16"}
 _DEFAULT_CONFIG = QATConfig()
 
 
@@ -49,6 +53,10 @@ def quantize_model(
     float: what a linear layer or BatchNormalization makes, also where a kernel reads it, and the model's outputs, which
     no layer reads. (Where a layer reads an output too, that layer reads it quantized, and the output stays float.)
 
+    Every layer keeps its dtype policy: under mixed precision kernels and activations are quantized in the half type
+    that Keras computes in, and the quantizers' variables are float32. Values on the grid are rounded to that type; with
+    power-of-two thresholds they are on it already, up to 8 bits in bfloat16 and 11 in float16.
+
     Args:
         model: A float Sequential or Functional model, which stays as it is. Its nested models are flattened.
         representative_data: Data like the model's inputs, to calibrate ranges on: an array, a list of arrays (one per
@@ -57,8 +65,9 @@ def quantize_model(
         config: Bit-widths, methods, and what to leave in float.
 
     Returns:
-        A Functional model of the same inputs, outputs, name, weights and trainable flags, not compiled. Wrapped layers
-        keep their names; the holder after layer 'relu' is called 'relu_activation_holder_quantizer'.
+        A Functional model of the same inputs, outputs, name, weights, dtype policies and trainable flags, not
+        compiled. Wrapped layers keep their names; the holder after layer 'relu' is called
+        'relu_activation_holder_quantizer'.
 
     Raises:
         TypeError: `model` is no Keras model, or `config` no QATConfig.
@@ -99,6 +108,15 @@ def finalize_model(qat_model: tf.keras.Model) -> tf.keras.Model:
 
     Nothing of qatfast is left in it: it loads with `mct_quantizers.keras_load_quantized_model`.
 
+    STE quantizers export what they trained, bit for bit. LSQ quantizers export the grid that they trained on, but
+    mct-quantizers rounds by another formula: an activation next to the middle of two numbers of the grid may go to the
+    other one. A kernel's element in that place is exported as the number that training makes of it, so that kernels
+    are quantized as in training.
+
+    The exported model computes in float32, whatever policies the layers trained under: mct-quantizers' quantizers take
+    nothing else. Its quantized kernels are training's but for the rounding to a half type, and so are the grids of its
+    activations; what layers compute differs by the precision of that type. Outputs of half types become float32.
+
     Args:
         qat_model: A model from `quantize_model` or `load_model`, or a Functional or Sequential model of your own with
             trainable quantizers. It stays as it is, ready to go on training.
@@ -113,22 +131,26 @@ def finalize_model(qat_model: tf.keras.Model) -> tf.keras.Model:
     """
     check_graph_model("finalize_model", qat_model)
     found = False
+    wrappers = []
 
     def convert(layer, name):
         nonlocal found
         if isinstance(layer, KerasQuantizationWrapper):
             found |= any(map(is_trainable_quantizer, layer.weights_quantizers.values()))
-            return inferable_wrapper(layer, name)
+            wrappers.append((layer, inferable_wrapper(layer, name)))
+            return wrappers[-1][1]
         if isinstance(layer, KerasActivationQuantizationHolder):
             found |= is_trainable_quantizer(layer.activation_holder_quantizer)
             return inferable_holder(layer, name)
-        return clone_layer(layer, name)
+        return type(layer).from_config({**float32_config(layer), "name": name})
 
-    finalized = rebuild(qat_model, convert)
+    finalized = rebuild(qat_model, convert, dtype_policy="float32")
     if not found:
         raise ValueError(
             f"finalize_model: qat_model must have trainable quantizers, got {qat_model.name!r} without any"
         )
+    for trained, exported in wrappers:  # after `rebuild` has copied the weights
+        round_as_trained(trained, exported)
     finalized.trainable = False
     return finalized
 
@@ -137,6 +159,10 @@ def load_model(path: str | os.PathLike, custom_objects: dict | None = None, comp
     """Loads a QAT model or a finalized model from an .h5 or .keras file or a SavedModel folder.
 
     Quantizers of your own are found if their classes are defined: import their module first.
+
+    Of a mixed_float16 model Keras keeps all state in SavedModels only. A .keras file has no model's policy: unless the
+    global policy is what it was when the model was made, the optimizer comes back without its loss scaling, with a
+    warning. An .h5 file has no state of an optimizer that scales the loss.
 
     Args:
         path: The file or folder.
@@ -153,8 +179,10 @@ def load_model(path: str | os.PathLike, custom_objects: dict | None = None, comp
     }
     path = os.fspath(path)
     model = keras_load_quantized_model(path, custom_objects=objects, compile=compile)
-    if compile and os.path.isdir(path) and model.optimizer is not None:
-        _restore_optimizer(model, path)
+    if compile and model.optimizer is not None:
+        if os.path.isdir(path):
+            _restore_optimizer(model, path)
+        _warn_of_unscaled_loss(model)
     return model
 
 
@@ -165,6 +193,19 @@ def _restore_optimizer(model, path):
     model.load_weights(os.path.join(path, "variables", "variables")).expect_partial()
 
 
+def _warn_of_unscaled_loss(model):
+    half = [
+        layer.name for layer in model.layers if layer.dtype_policy.name == "mixed_float16" and layer.trainable_weights
+    ]
+    if half and not isinstance(model.optimizer, tf.keras.mixed_precision.LossScaleOptimizer):
+        warnings.warn(
+            f"load_model: the optimizer of {model.name!r} does not scale the loss, although layers {half} compute in "
+            "float16. If it did when it was saved, load it under tf.keras.mixed_precision.set_global_policy"
+            "('mixed_float16').",
+            stacklevel=3,
+        )
+
+
 def _find_kernel(layer, config):
     """(attribute, channel axis) of the layer's kernel to quantize, or None."""
     if layer.name in config.float_layers:
@@ -173,7 +214,7 @@ def _find_kernel(layer, config):
 
 
 def _weights_quantizer(layer, attribute, channel_axis, config):
-    kernel = getattr(layer, attribute).numpy()
+    kernel = getattr(layer, attribute).numpy().astype(np.float32)
     if not np.isfinite(kernel).all():
         raise ValueError(f"quantize_model: the {attribute} of layer {layer.name!r} must be finite, got NaN or infinity")
     method = config.weight_quantization_method
@@ -208,7 +249,10 @@ def _activation_holders(model, representative_data, config):
             min_threshold=config.min_threshold,
         )
         quantizer = quantizer_class(quantization_config, **(config.activation_quantizer_params_override or {}))
-        holders[id(point.tensor)] = KerasActivationQuantizationHolder(quantizer, name=point.holder_name)
+        dtype = point.tensor.dtype.name
+        holders[id(point.tensor)] = KerasActivationQuantizationHolder(
+            quantizer, name=point.holder_name, dtype=_MIXED_POLICIES.get(dtype, dtype)
+        )
     return holders
 
 

@@ -1,5 +1,7 @@
 """The Keras layers that quantizers train in, and their conversion to layers of mct-quantizers alone."""
 
+import inspect
+
 import tensorflow as tf
 from mct_quantizers import KerasActivationQuantizationHolder, KerasQuantizationWrapper
 
@@ -8,10 +10,12 @@ from qatfast.quantizers.base import quantizer_classes
 __all__ = [
     "KerasTrainableQuantizationWrapper",
     "copy_weights",
+    "float32_config",
     "inferable_holder",
     "inferable_wrapper",
     "is_trainable_quantizer",
     "quantizer_custom_objects",
+    "round_as_trained",
 ]
 
 
@@ -21,8 +25,13 @@ class KerasTrainableQuantizationWrapper(KerasQuantizationWrapper):
     Args:
         layer: The Keras layer.
         weights_quantizers: Maps names of the layer's weights ('kernel', 'depthwise_kernel') to quantizers.
-        **kwargs: As for mct-quantizers' `KerasQuantizationWrapper`.
+        **kwargs: As for mct-quantizers' `KerasQuantizationWrapper`. The dtype policy is the layer's unless given.
     """
+
+    def __init__(self, layer: tf.keras.layers.Layer, weights_quantizers: dict, **kwargs):
+        # The wrapper's policy rules in the layer's place: Keras casts inputs and weights around the outer call only.
+        kwargs.setdefault("dtype", layer.dtype_policy)
+        super().__init__(layer, weights_quantizers, **kwargs)
 
     @classmethod
     def from_config(cls, config):
@@ -39,10 +48,15 @@ class KerasTrainableQuantizationWrapper(KerasQuantizationWrapper):
     def convert_to_inferable_quantizers(self) -> KerasQuantizationWrapper:
         """Returns a built wrapper of mct-quantizers with the same name, weights and output; this one stays as it is.
 
+        It computes in float32, with the numbers that this one makes of the weights; see `inferable_wrapper` and
+        `round_as_trained`.
+
         Raises:
             ValueError: This wrapper is not built.
         """
-        return inferable_wrapper(self, self.name)
+        converted = inferable_wrapper(self, self.name)
+        round_as_trained(self, converted)
+        return converted
 
 
 def quantizer_custom_objects() -> dict[str, type]:
@@ -58,6 +72,8 @@ def is_trainable_quantizer(quantizer) -> bool:
 def inferable_wrapper(wrapper: KerasQuantizationWrapper, name: str) -> KerasQuantizationWrapper:
     """Returns a built `KerasQuantizationWrapper` of another name, with inferable quantizers and the same weights.
 
+    It computes in float32 whatever the policy of `wrapper`: mct-quantizers' quantizers take nothing else.
+
     Raises:
         ValueError: `wrapper` is not built.
     """
@@ -72,10 +88,10 @@ def inferable_wrapper(wrapper: KerasQuantizationWrapper, name: str) -> KerasQuan
             "is_inputs_as_list": wrapper.is_inputs_as_list,
         }
     converted = KerasQuantizationWrapper(
-        layer=type(wrapper.layer).from_config(wrapper.layer.get_config()),
+        layer=type(wrapper.layer).from_config(float32_config(wrapper.layer)),
         weights_quantizers={name: _inferable(quantizer) for name, quantizer in wrapper.weights_quantizers.items()},
         name=name,
-        dtype=wrapper.dtype_policy,
+        dtype="float32",
         **positional,
     )
     converted.build(_build_input_shape(wrapper))
@@ -85,8 +101,51 @@ def inferable_wrapper(wrapper: KerasQuantizationWrapper, name: str) -> KerasQuan
 
 
 def inferable_holder(holder: KerasActivationQuantizationHolder, name: str) -> KerasActivationQuantizationHolder:
-    """Returns a `KerasActivationQuantizationHolder`, called `name`, with the inferable quantizer of `holder`'s."""
-    return KerasActivationQuantizationHolder(_inferable(holder.activation_holder_quantizer), name=name)
+    """Returns a float32 `KerasActivationQuantizationHolder` of this name with the inferable form of the quantizer."""
+    return KerasActivationQuantizationHolder(_inferable(holder.activation_holder_quantizer), name=name, dtype="float32")
+
+
+def round_as_trained(source: KerasQuantizationWrapper, target: KerasQuantizationWrapper) -> None:
+    """Makes an exported wrapper quantize every weight to the number that training does.
+
+    The two may disagree about a weight in the middle of two numbers of the grid, which the exported formula rounds up
+    and LSQ rounds to even, and about one that a half type moves across that middle before it is quantized. Such a
+    weight is replaced by the number that training makes of it, which any quantizer of the same grid leaves alone.
+
+    Args:
+        source: The trained wrapper, which stays as it is.
+        target: What `inferable_wrapper` made of it; its weights are the source's.
+    """
+    pairs = zip(source.get_weights_vars(), target.get_weights_vars(), strict=True)
+    for (_, weight, quantizer), (_, variable, exported) in pairs:
+        if not is_trainable_quantizer(quantizer):
+            continue
+        arguments = {"training": False} if "training" in inspect.signature(quantizer.__call__).parameters else {}
+        trained = tf.cast(quantizer(tf.cast(weight, source.compute_dtype), **arguments), tf.float32)
+        helps = tf.abs(exported(trained) - trained) < tf.abs(exported(variable) - trained)
+        variable.assign(tf.where(helps, trained, variable))
+
+
+def float32_config(layer: tf.keras.layers.Layer) -> dict:
+    """Returns the config of a layer, and of the layers in it, with float32 for every other floating-point policy."""
+    return _with_float32_policies(layer.get_config())
+
+
+def _with_float32_policies(value):
+    if isinstance(value, dict):
+        return {
+            key: "float32" if key == "dtype" and _is_other_policy(item) else _with_float32_policies(item)
+            for key, item in value.items()
+        }
+    if isinstance(value, (list, tuple)):  # Keras turns the lists of a layer's attributes into a subclass
+        items = map(_with_float32_policies, value)
+        return list(items) if isinstance(value, list) else tuple(items)
+    return value
+
+
+def _is_other_policy(dtype):
+    name = dtype.get("config", {}).get("name") if isinstance(dtype, dict) else dtype  # a mixed policy is a dict
+    return name in ("mixed_float16", "mixed_bfloat16", "float16", "bfloat16", "float64")
 
 
 def copy_weights(source: tf.keras.layers.Layer, target: tf.keras.layers.Layer) -> None:
@@ -97,13 +156,14 @@ def copy_weights(source: tf.keras.layers.Layer, target: tf.keras.layers.Layer) -
 
     Args:
         source: A layer, wrapped or not.
-        target: The same layer, wrapped or not; at least the target's quantized weights exist in the source.
+        target: The same layer, wrapped or not, perhaps of another dtype policy; at least its quantized weights exist
+            in the source.
     """
     if isinstance(source, KerasActivationQuantizationHolder):
         return  # all its variables are its quantizer's
     quantized = dict.fromkeys(name for layer in (source, target) for name in _quantized_weights(layer))
     for (_, value), (_, variable) in zip(_weights(source, quantized), _weights(target, quantized), strict=True):
-        variable.assign(value)
+        variable.assign(tf.cast(value, variable.dtype))
     inner = target.layer if isinstance(target, tf.keras.layers.Wrapper) else target
     if hasattr(inner, "finalize_state"):  # Normalization and its like compute with tensors made of their weights
         inner.finalize_state()

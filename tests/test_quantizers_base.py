@@ -11,7 +11,14 @@ from models import activation_config, weights_config
 
 import qatfast
 from qatfast.config import TrainableQuantizerCandidateConfig
-from qatfast.quantizers import STEActivationQuantizer, STEWeightsQuantizer, VariableGroup, get_quantizer_class
+from qatfast.quantizers import (
+    LSQActivationQuantizer,
+    LSQWeightsQuantizer,
+    STEActivationQuantizer,
+    STEWeightsQuantizer,
+    VariableGroup,
+    get_quantizer_class,
+)
 from qatfast.quantizers.serialization import from_json, to_json
 
 
@@ -244,9 +251,11 @@ def test_loading_prefers_the_class_that_was_saved_over_another_of_its_name():
 
 @pytest.mark.parametrize("method", [m for m in QuantizationMethod if "LUT" not in m.name])
 def test_the_stock_quantizers_are_found(method):
-    ste = qatfast.TrainingMethod.STE
+    ste, lsq = qatfast.TrainingMethod
     assert get_quantizer_class(QuantizationTarget.Weights, method, ste) is STEWeightsQuantizer
     assert get_quantizer_class(QuantizationTarget.Activation, method, ste) is STEActivationQuantizer
+    assert get_quantizer_class(QuantizationTarget.Weights, method, lsq) is LSQWeightsQuantizer
+    assert get_quantizer_class(QuantizationTarget.Activation, method, lsq) is LSQActivationQuantizer
 
 
 def test_looking_up_what_there_is_not_lists_what_there_is():

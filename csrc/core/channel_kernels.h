@@ -5,6 +5,7 @@
 #ifndef QATFAST_CORE_CHANNEL_KERNELS_H_
 #define QATFAST_CORE_CHANNEL_KERNELS_H_
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <type_traits>
@@ -257,7 +258,7 @@ class ChannelKernel {
     const RunTiles tiles(layout_);
     const auto quantize = mask == nullptr ? loops_.quantize_run : loops_.quantize_run_with_mask;
     ForEachBlock(execution, tiles.num_blocks(), layout_.size(), [&](int64_t block) {
-      StreamingWriter<T> writer(stream);
+      StreamingWriter<T> writer(stream, execution.isa);
       BitWriter mask_writer(mask, block * RunTiles::kBlockSize);
       uint16_t bits[kMaskStride];
       tiles.ForEachPiece(block, [&](const RunTiles::Piece& piece) {
@@ -285,7 +286,7 @@ class ChannelKernel {
     ForEachBlock(execution, tiles.num_blocks(), layout_.size(), [&](int64_t block) {
       const LaneTiles::Tile tile = tiles.tile(block);
       const TileLanes tile_lanes(*this, tiles, tile);
-      StreamingWriter<T> writer(stream);
+      StreamingWriter<T> writer(stream, execution.isa);
       uint16_t bits[kRowsAtOnce * kMaskStride];
       tiles.ForEachRows(tile, kRowsAtOnce, [&](int64_t begin, int64_t length, int64_t rows, int64_t stride) {
         const auto quantize = rows == kRowsAtOnce ? quantize_rows : quantize_row;
@@ -313,7 +314,7 @@ class ChannelKernel {
                     const CpuExecution& execution, bool stream) const {
     const RunTiles tiles(layout_);
     ForEachBlock(execution, tiles.num_blocks(), layout_.size(), [&](int64_t block) {
-      StreamingWriter<T> writer(stream);
+      StreamingWriter<T> writer(stream, execution.isa);
       tiles.ForEachPiece(block, [&](const RunTiles::Piece& piece) {
         RunSums<Formula> sums;
         const Inputs inputs = InputsOf(piece.channel);
@@ -347,7 +348,7 @@ class ChannelKernel {
       const LaneTiles::Tile tile = tiles.tile(block);
       const TileLanes tile_lanes(*this, tiles, tile);
       LaneSums<Formula> sums;
-      StreamingWriter<T> writer(stream);
+      StreamingWriter<T> writer(stream, execution.isa);
       tiles.ForEachRows(tile, kRowsAtOnce, [&](int64_t begin, int64_t length, int64_t rows, int64_t stride) {
         ForEachPart(0, length, [&](int64_t first, int64_t count) {
           const T* part_grad_y = grad_y + begin + first;

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cstring>
 
 #include "core/bit_mask.h"
@@ -26,7 +27,7 @@ void PassBits(const Bits* grad_y, const uint8_t* mask, Bits* grad_x, int64_t siz
   const bool stream = grad_x != grad_y && size * static_cast<int64_t>(sizeof(Bits)) > execution.streaming_bytes;
   const int64_t cycles = kBlockSize * static_cast<int64_t>(sizeof(Bits)) * kCyclesPerByte;
   execution.parallel_for(CeilDiv(size, kBlockSize), cycles, [&](int64_t first, int64_t last) {
-    StreamingWriter<Bits> writer(stream);
+    StreamingWriter<Bits> writer(stream, execution.isa);
     const int64_t end = std::min(size, last * kBlockSize);
     for (int64_t begin = first * kBlockSize; begin < end; begin += kPartWidth) {
       const int64_t length = std::min(kPartWidth, end - begin);

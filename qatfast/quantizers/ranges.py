@@ -9,22 +9,24 @@ as they went in.
 import numpy as np
 from mct_quantizers.common.quant_utils import adjust_range_to_include_zero
 
-__all__ = ["exportable_uniform_range", "power_of_two_threshold", "symmetric_range"]
+__all__ = ["exportable_threshold", "exportable_uniform_range", "power_of_two_threshold", "symmetric_range"]
 
 _ROUNDS_TO_SETTLE = 3
 _MAX_ROUNDS = 16
 _RELOADS = 4
+_EIGHTHS_OF_ULP = sorted(range(-4, 5), key=abs)
 
 
 def symmetric_range(threshold: np.ndarray, num_bits: int, signed: bool) -> tuple[np.ndarray, np.ndarray]:
     """Returns the ends of the grid of step `threshold / 2^(num_bits - signed)` below `threshold`.
 
-    For a float32 threshold and at most 16 bits every number that the inferable quantizer computes is a multiple of
-    the threshold by an integer of at most 17 bits, over a power of two. That is exact in float64, so zero is on the
-    grid already and only the final rounding to float32 remains, which is this function's own.
+    For a threshold of at most 27 bits, as a float32 number is, and at most 16 bits of grid, every number that the
+    inferable quantizer computes is a multiple of the threshold by an integer of at most 17 bits, over a power of two.
+    That is exact in float64, so zero is on the grid already and only the final rounding to float32 remains, which is
+    this function's own.
 
     Args:
-        threshold: float32 array.
+        threshold: float32 array, or float64 of at most 27 bits.
         num_bits: Number of bits, 2 to 16.
         signed: Whether the grid reaches down to -threshold; otherwise it starts at 0.
 
@@ -41,6 +43,33 @@ def power_of_two_threshold(threshold: np.ndarray, min_threshold: float) -> np.nd
     """Returns the smallest power of two that is at least `threshold` and `min_threshold`, as float32."""
     mantissa, exponent = np.frexp(np.maximum(np.asarray(threshold, np.float64), min_threshold))
     return np.ldexp(1.0, np.where(mantissa == 0.5, exponent - 1, exponent)).astype(np.float32)
+
+
+def exportable_threshold(step: np.ndarray, num_bits: int, signed: bool) -> np.ndarray:
+    """Returns the threshold with which the inferable quantizer's step is `step`.
+
+    That quantizer divides the float32 width of its range, which is rounded to make the step of it. The threshold that
+    is the step's multiple gives the step back for 75 % of thresholds (signed, 8 bits), one within half a float32
+    number of it for 97 %, and for a power of two always. Where none does, the exported step is the next float32 number.
+
+    Args:
+        step: Steps, any shape, positive normal float32 numbers.
+        num_bits: Number of bits, 2 to 16.
+        signed: Whether the grid reaches down to -threshold.
+
+    Returns:
+        float64, of the same shape, of at most 27 bits: `symmetric_range` is what the inferable quantizer makes of it.
+    """
+    threshold = np.asarray(step, np.float64) * 2.0 ** (num_bits - signed)
+    eighth_of_ulp = np.spacing(threshold.astype(np.float32)).astype(np.float64) / 8
+    chosen, found = threshold, np.zeros(threshold.shape, bool)
+    for eighths in _EIGHTHS_OF_ULP:
+        candidate = threshold + eighths * eighth_of_ulp
+        lower, upper = symmetric_range(candidate, num_bits, signed)
+        fits = (upper - lower) / np.float32(2**num_bits - 1) == step
+        chosen = np.where(fits & ~found, candidate, chosen)
+        found |= fits
+    return chosen
 
 
 def exportable_uniform_range(min: np.ndarray, max: np.ndarray, num_bits: int) -> tuple[np.ndarray, np.ndarray]:

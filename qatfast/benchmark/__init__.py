@@ -1,0 +1,1 @@
+"""Measures qatfast against other ways to compute the same: `python -m qatfast bench`, and the suites in benchmarks/."""
