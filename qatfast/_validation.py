@@ -21,10 +21,14 @@ PARAMETER_DTYPES = {
 
 def check_attributes(op: str, *, num_bits: int, axis) -> None:
     """Raises ValueError unless `num_bits` is an integer from 2 to 16 and `axis` is None or an integer."""
-    if not isinstance(num_bits, numbers.Integral) or isinstance(num_bits, bool) or not 2 <= num_bits <= 16:
+    if not _is_integer(num_bits) or not 2 <= num_bits <= 16:
         raise ValueError(f"{op}: num_bits must be an integer from 2 to 16, got {num_bits!r}")
-    if axis is not None and (not isinstance(axis, numbers.Integral) or isinstance(axis, bool)):
+    if axis is not None and not _is_integer(axis):
         raise ValueError(f"{op}: axis must be None (per tensor) or an integer, got {axis!r}")
+
+
+def _is_integer(value) -> bool:
+    return type(value) is int or (isinstance(value, numbers.Integral) and not isinstance(value, bool))
 
 
 def check_bool(op: str, argument: str, value) -> None:
@@ -51,18 +55,28 @@ def _is_finite_number(value) -> bool:
 
 def convert_input(op: str, x) -> tf.Tensor:
     """Returns `x` as a tensor; raises TypeError unless it is of a floating-point type that the op takes."""
-    x = tf.convert_to_tensor(x)
+    if not isinstance(x, tf.Tensor):
+        x = tf.convert_to_tensor(x)
     if x.dtype not in PARAMETER_DTYPES:
         allowed = ", ".join(dtype.name for dtype in PARAMETER_DTYPES)
         raise TypeError(f"{op}: x must be {allowed}, got {x.dtype.name}")
     return x
 
 
-def convert_parameter(op: str, argument: str, value, x: tf.Tensor, axis) -> tf.Tensor:
+def convert_parameter(op: str, argument: str, value, x: tf.Tensor, axis, *, read_variable: bool = True):
     """Returns a quantization parameter as a tensor of the type that goes with x, its static shape checked.
 
     Numbers and NumPy arrays are converted; a tensor or variable must have the type already, since a gradient flows
-    back to it. Called twice for every op that runs eagerly, so it asks cheap questions first.
+    back to it. Runs for every parameter of every op in eager mode, so it asks cheap questions first.
+
+    Args:
+        op: Name of the op.
+        argument: Name of the parameter.
+        value: The parameter.
+        x: What it quantizes.
+        axis: The channel axis of x, or None.
+        read_variable: Whether to read a variable, which is then recorded by tapes; else it is returned as it is, since
+            an op reads it faster than Python does.
 
     Raises:
         TypeError: a tensor or variable of another type.
@@ -70,23 +84,27 @@ def convert_parameter(op: str, argument: str, value, x: tf.Tensor, axis) -> tf.T
             `[x.shape[axis]]`.
     """
     wanted = PARAMETER_DTYPES[x.dtype]
-    dtype = getattr(value, "dtype", None)
-    if dtype is not wanted and isinstance(dtype, tf.DType) and dtype != wanted:
-        why = " for a float64 x" if wanted == tf.float64 else ""
-        raise TypeError(f"{op}: {argument} must be {wanted.name}{why}, got {dtype.name}")
-    value = tf.convert_to_tensor(value, wanted)
-    rank = value.shape.rank
+    is_variable = isinstance(value, tf.Variable)
+    if is_variable or isinstance(value, tf.Tensor):
+        dtype = value.dtype
+        if dtype is not wanted and dtype != wanted:
+            why = " for a float64 x" if wanted == tf.float64 else ""
+            raise TypeError(f"{op}: {argument} must be {wanted.name}{why}, got {dtype.name}")
+    if read_variable if is_variable else not isinstance(value, tf.Tensor):
+        value = tf.convert_to_tensor(value, wanted)
+    shape = value.shape
+    rank = shape.rank
     if axis is None:
         if rank:
-            raise ValueError(f"{op}: {argument} must be a scalar when axis is None, got shape {value.shape}")
+            raise ValueError(f"{op}: {argument} must be a scalar when axis is None, got shape {shape}")
         return value
     x_rank = x.shape.rank
     if x_rank is not None and not -x_rank <= axis < x_rank:
         raise ValueError(f"{op}: axis must be in [{-x_rank}, {x_rank}) for x of shape {x.shape}, got {axis}")
     channels = None if x_rank is None else x.shape[axis]
-    if rank is not None and (rank != 1 or (channels is not None and value.shape[0] not in (None, channels))):
+    if rank is not None and (rank != 1 or (channels is not None and shape[0] not in (None, channels))):
         wanted_shape = "of rank 1" if channels is None else f"of shape ({channels},)"
         raise ValueError(
-            f"{op}: {argument} must be {wanted_shape} for axis {axis} of x of shape {x.shape}, got shape {value.shape}"
+            f"{op}: {argument} must be {wanted_shape} for axis {axis} of x of shape {x.shape}, got shape {shape}"
         )
     return value

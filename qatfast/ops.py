@@ -223,24 +223,34 @@ class _Call(NamedTuple):
 
 
 def _quantize(family, x, parameters, axis, attributes, name):
-    if tf.executing_eagerly():  # a scope has no meaning there, and costs as much as a small op
-        return _quantize_tensors(family, x, parameters, axis, attributes)
-    with tf.name_scope(name or family.name):
-        return _quantize_tensors(family, x, parameters, axis, attributes)
-
-
-def _quantize_tensors(family, x, parameters, axis, attributes):
+    if not tf.executing_eagerly():
+        with tf.name_scope(name or family.name):
+            return _quantize_recorded(_Call(family, axis, attributes), x, parameters)
+    if record.could_possibly_record():
+        return _quantize_recorded(_Call(family, axis, attributes), x, parameters)
+    # No tape: what Python does per call counts here, as it takes longer than to quantize a small tensor.
     x = convert_input(family.name, x)
-    parameters = [convert_parameter(family.name, key, value, x, axis) for key, value in parameters.items()]
-    call = _Call(family, axis, attributes)
+    tensors = []
+    for key, value in parameters.items():
+        tensors.append(convert_parameter(family.name, key, value, x, axis, read_variable=False))
+    if axis is not None:
+        attributes["per_channel"] = True
+        attributes["axis"] = axis
+    return getattr(_native, family.forward)(x, *tensors, **attributes)[0]
+
+
+def _quantize_recorded(call, x, parameters):
+    name = call.family.name
+    x = convert_input(name, x)
+    parameters = [convert_parameter(name, key, value, x, call.axis) for key, value in parameters.items()]
     parameters_are_watched = record.should_record_backprop(parameters)
     save_mask = not parameters_are_watched and record.should_record_backprop([x])
     if tf.executing_eagerly() and not (save_mask or parameters_are_watched):
-        return call.raw(family.forward, x, *parameters)[0]
+        return call.raw(call.family.forward, x, *parameters)[0]
 
     @tf.custom_gradient
     def quantize(x, *parameters):
-        y, mask = call.raw(family.forward, x, *parameters, save_mask=save_mask)
+        y, mask = call.raw(call.family.forward, x, *parameters, save_mask=save_mask)
         if save_mask and tf.executing_eagerly():
             # The tape keeps this function, so it must not refer to x. No tape watches a parameter.
             return y, lambda grad_y: (_gradient_by_mask(grad_y, mask), *[None] * len(parameters))
