@@ -4,11 +4,12 @@ Everything that is known when the op is called (or traced) is checked here and r
 `TypeError`; what is known only when it runs is checked by the op itself.
 """
 
-import math
 import numbers
 
 import numpy as np
 import tensorflow as tf
+
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 # The types of x, and of its parameters: what the ops compute in.
 PARAMETER_DTYPES = {
@@ -38,19 +39,21 @@ def check_bool(op: str, argument: str, value) -> None:
 
 
 def check_positive(op: str, argument: str, value) -> None:
-    """Raises ValueError unless `value` is a positive finite number."""
-    if not _is_finite_number(value) or value <= 0:
+    """Raises ValueError unless `value` is a positive finite number of float32, as which the op gets it."""
+    if not _is_finite_number(value) or not np.float32(value) > 0:
         raise ValueError(f"{op}: {argument} must be a positive finite number, got {value!r}")
 
 
 def check_not_negative(op: str, argument: str, value) -> None:
-    """Raises ValueError unless `value` is a finite number of at least 0."""
-    if not _is_finite_number(value) or value < 0:
+    """Raises ValueError unless `value` is a finite number of float32 of at least 0, and 0 only if it is 0."""
+    if not _is_finite_number(value) or value < 0 or (value > 0 and np.float32(value) == 0):
         raise ValueError(f"{op}: {argument} must be a finite number >= 0, got {value!r}")
 
 
 def _is_finite_number(value) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return False
+    return abs(value) <= _FLOAT32_MAX  # NaN is not
 
 
 def convert_input(op: str, x) -> tf.Tensor:

@@ -4,8 +4,9 @@ How a gradient is computed is chosen when the op is called, by what tapes watch:
 
 - x alone: forward saves a mask of one bit per element, backward reads it and the incoming gradient. Nothing refers to x
   any more. This is faster on every shape and type that was measured, also where x stays alive (benchmarks/NOTES.md).
+  A `tf.function` that is called under a tape from outside is traced without knowing of it: see the last line.
 - A parameter: backward reads x again, and computes all gradients in one pass.
-- Nothing, in eager mode: nobody can ask for a gradient, so none is prepared.
+- Nothing, in eager mode, no tape being open: nobody can ask for a gradient, so none is prepared.
 - Nothing, in a graph: `tf.gradients` may still ask for any of them, and gets them from x.
 """
 
@@ -28,10 +29,6 @@ from qatfast._validation import (
 __all__ = ["fake_quant", "lsq_symmetric", "lsq_uniform"]
 
 _native = _library.load_ops() if _library.backend() == "native" else None
-
-# Gradients of gradients go to grad_y, by the custom gradients below; x and the parameters count as constants.
-for _op in ("FakeQuantGrad", "FakeQuantGradWithRange", "LsqSymmetricGrad", "LsqUniformGrad", "StraightThroughGrad"):
-    tf.no_gradient(f"Qatfast{_op}")
 
 
 def fake_quant(x, min, max, *, num_bits=8, narrow_range=False, axis=None, include_zero=False, name=None):
@@ -70,6 +67,8 @@ def fake_quant(x, min, max, *, num_bits=8, narrow_range=False, axis=None, includ
     if _native is None:
         return reference.fake_quant(x, min, max, axis=axis, name=name, **attributes)
     check_attributes("fake_quant", num_bits=num_bits, axis=axis)
+    check_bool("fake_quant", "narrow_range", narrow_range)
+    check_bool("fake_quant", "include_zero", include_zero)
     return _quantize(_FAKE_QUANT, x, {"min": min, "max": max}, axis, attributes, name)
 
 
@@ -98,7 +97,8 @@ def lsq_symmetric(
         num_bits: From 2 to 16.
         signed: Whether the grid is about zero; else it starts there.
         grad_scale: What the gradient to the step, and so to `threshold`, is multiplied by. Counts as float32. Any
-            other than 1 may also move the step by one unit in the last place, as MCT's `grad_scale` does.
+            other than 1 may also move the step, as MCT's `grad_scale` does: by one unit in the last place up to 2, by
+            about as many as it is large beyond.
         axis: None for one threshold per tensor, or the axis of `x`, from the end if negative, with one per index.
         power_of_two: Whether to round the threshold up to a power of two, which the step then is exactly. The gradient
             passes straight through the rounding of its logarithm (TQT, Jain et al., https://arxiv.org/abs/1903.08066).
@@ -147,7 +147,8 @@ def lsq_uniform(x, min, max, *, num_bits=8, grad_scale=1.0, axis=None, min_width
         max: Upper end of the range, of the same shape and type as `min`.
         num_bits: From 2 to 16.
         grad_scale: What the gradient to the step is multiplied by. Counts as float32. Any other than 1 may also move
-            the step by one unit in the last place, as MCT's `grad_scale` does.
+            the step, as MCT's `grad_scale` does: by one unit in the last place up to 2, by about as many as it is large
+            beyond.
         axis: None for one range per tensor, or the axis of `x`, from the end if negative, with a range per index.
         min_width: A range narrower than this positive number, or upside down, counts as one of this width about its
             middle, and its ends still get their gradients, so that training can widen it again. 0: such a range is an
@@ -217,6 +218,14 @@ class _Call(NamedTuple):
             return getattr(_native, op)(*inputs, per_channel=True, axis=self.axis, **self.attributes, **more)
         return getattr(_native, op)(*inputs, **self.attributes, **more)
 
+    def raw_unrecorded(self, op, *inputs, **more):
+        """Runs a raw op behind the tapes' backs: a custom gradient speaks for it.
+
+        In eager mode a tape would record it too, keep all its inputs, and find no gradient for it.
+        """
+        with record.stop_recording():
+            return self.raw(op, *inputs, **more)
+
     def reference_gradient(self, grad_y, x, parameters):
         """The gradients to x and the parameters in plain TensorFlow."""
         return self.family.reference_gradient(grad_y, x, *parameters, axis=self.axis, **self.attributes)
@@ -245,12 +254,10 @@ def _quantize_recorded(call, x, parameters):
     parameters = [convert_parameter(name, key, value, x, call.axis) for key, value in parameters.items()]
     parameters_are_watched = record.should_record_backprop(parameters)
     save_mask = not parameters_are_watched and record.should_record_backprop([x])
-    if tf.executing_eagerly() and not (save_mask or parameters_are_watched):
-        return call.raw(call.family.forward, x, *parameters)[0]
 
     @tf.custom_gradient
     def quantize(x, *parameters):
-        y, mask = call.raw(call.family.forward, x, *parameters, save_mask=save_mask)
+        y, mask = call.raw_unrecorded(call.family.forward, x, *parameters, save_mask=save_mask)
         if save_mask and tf.executing_eagerly():
             # The tape keeps this function, so it must not refer to x. No tape watches a parameter.
             return y, lambda grad_y: (_gradient_by_mask(grad_y, mask), *[None] * len(parameters))
@@ -274,10 +281,9 @@ def _gradient_by_mask(grad_y, mask):
 
     @tf.custom_gradient
     def pass_by_mask(grad_y):
-        return (
-            _native.qatfast_straight_through_grad(grad_y, mask),
-            lambda to_grad_x: _gradient_by_mask(to_grad_x, mask),
-        )
+        with record.stop_recording():
+            grad_x = _native.qatfast_straight_through_grad(grad_y, mask)
+        return grad_x, lambda to_grad_x: _gradient_by_mask(to_grad_x, mask)
 
     return pass_by_mask(grad_y)
 
@@ -290,7 +296,7 @@ def _gradient_to_x(call, grad_y, x, parameters):
     @tf.custom_gradient
     def pass_in_range(grad_y):
         return (
-            call.raw(call.family.backward_to_x, grad_y, x, *parameters),
+            call.raw_unrecorded(call.family.backward_to_x, grad_y, x, *parameters),
             lambda to_grad_x: _gradient_to_x(call, to_grad_x, x, parameters),
         )
 
@@ -310,6 +316,6 @@ def _all_gradients(call, grad_y, x, parameters):
                 outputs = call.reference_gradient(zero, x, parameters)
             return tape.gradient(outputs, zero, output_gradients=list(upstream))
 
-        return tuple(call.raw(call.family.backward, grad_y, x, *parameters)), transpose
+        return tuple(call.raw_unrecorded(call.family.backward, grad_y, x, *parameters)), transpose
 
     return differentiate(grad_y)

@@ -42,6 +42,8 @@ def fake_quant(
 ):  # fmt: skip
     """Quantizes and dequantizes `x`; see `qatfast.ops.fake_quant`, whose arguments and results these are."""
     check_attributes("fake_quant", num_bits=num_bits, axis=axis)
+    check_bool("fake_quant", "narrow_range", narrow_range)
+    check_bool("fake_quant", "include_zero", include_zero)
     with tf.name_scope(name or "fake_quant"):
         x = convert_input("fake_quant", x)
         min = convert_parameter("fake_quant", "min", min, x, axis)

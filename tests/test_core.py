@@ -218,6 +218,13 @@ def test_bad_gradient_arguments_are_named():
         _core.fake_quant_grad(X, X, LOW, HIGH, out=read_only)
 
 
+def test_bad_lsq_attributes_are_named():
+    with pytest.raises(ValueError, match="lsq_symmetric: grad_scale must be positive and finite, got -1"):
+        _core.lsq_symmetric(X, HIGH, grad_scale=-1.0)
+    with pytest.raises(ValueError, match="lsq_uniform: min_width must be finite and not negative, got nan"):
+        _core.lsq_uniform(X, LOW, HIGH, min_width=np.nan)
+
+
 def test_bad_memcpy_arguments_are_named():
     with pytest.raises(ValueError, match="memcpy: destination must be 48 bytes long, got 16"):
         _core.memcpy(np.zeros(4, np.float32), X)

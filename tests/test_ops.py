@@ -1,5 +1,8 @@
 """`fake_quant` of both backends against TensorFlow's own ops."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -363,3 +366,25 @@ def test_shapes_that_are_known_only_at_run_time_are_checked_then(fake_quant):
     run = tf.function(lambda x, min, max: fake_quant(x, min, max, axis=1), input_signature=specs)
     with pytest.raises((tf.errors.InvalidArgumentError, ValueError)):
         run(tf.zeros([3, 4]), tf.fill([3], -1.0), tf.fill([3], 1.0))
+
+
+@pytest.mark.parametrize("name", ["fake_quant", "lsq_symmetric", "lsq_uniform"])
+def test_an_eager_tape_keeps_the_mask_and_lets_x_go(name):
+    parameters = [1.0] if name == "lsq_symmetric" else [-1.0, 1.0]
+    with tf.GradientTape() as tape:
+        start = tf.constant([0.25, 3.0])
+        tape.watch(start)
+        x = start * 2.0
+        kept = weakref.ref(x)
+        y = getattr(qatfast.ops, name)(x, *parameters)
+        del x
+        gc.collect()
+        assert kept() is None
+    np.testing.assert_array_equal(tape.gradient(y, start), [2.0, 0.0])
+
+
+def test_forward_mode_differentiation_gives_the_mask(fake_quant):
+    x = tf.constant([-5.0, 0.2, 5.0])
+    with tf.autodiff.ForwardAccumulator(x, tf.ones_like(x)) as accumulator:
+        y = fake_quant(x, -1.0, 1.0)
+    np.testing.assert_array_equal(accumulator.jvp(y), [0, 1, 0])

@@ -4,6 +4,7 @@
 #ifndef QATFAST_PY_CALLS_H_
 #define QATFAST_PY_CALLS_H_
 
+#include <cmath>
 #include <sstream>
 
 #include "core/fake_quant.h"
@@ -14,6 +15,15 @@ namespace qatfast {
 
 inline void CheckNumBits(const std::string& op, int num_bits) {
   if (num_bits < 2 || num_bits > 16) Fail(op, "num_bits", "from 2 to 16", std::to_string(num_bits));
+}
+
+// What an LSQ op asks of its attributes.
+inline void CheckGradScale(const std::string& op, float grad_scale) {
+  if (!(grad_scale > 0) || std::isinf(grad_scale))
+    Fail(op, "grad_scale", "positive and finite", std::to_string(grad_scale));
+}
+inline void CheckGuard(const std::string& op, const char* name, float guard) {
+  if (!(guard >= 0) || std::isinf(guard)) Fail(op, name, "finite and not negative", std::to_string(guard));
 }
 
 template <typename A>
@@ -79,6 +89,8 @@ struct LsqSymmetricCall {
   LsqSymmetricCall(const std::string& op, const LsqSymmetricAttributes& attributes, const py::array& x,
                    const std::vector<py::array>& inputs) {
     CheckNumBits(op, attributes.num_bits);
+    CheckGradScale(op, attributes.grad_scale);
+    CheckGuard(op, "min_threshold", attributes.min_threshold);
     params.layout = LayoutOf(op, x, attributes.axis);
     params.num_bits = attributes.num_bits;
     params.is_signed = attributes.is_signed;
@@ -119,6 +131,8 @@ struct LsqUniformCall {
   LsqUniformCall(const std::string& op, const LsqUniformAttributes& attributes, const py::array& x,
                  const std::vector<py::array>& inputs) {
     CheckNumBits(op, attributes.num_bits);
+    CheckGradScale(op, attributes.grad_scale);
+    CheckGuard(op, "min_width", attributes.min_width);
     params.layout = LayoutOf(op, x, attributes.axis);
     params.num_bits = attributes.num_bits;
     params.grad_scale = attributes.grad_scale;

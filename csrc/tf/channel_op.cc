@@ -1,5 +1,7 @@
 #include "tf/channel_op.h"
 
+#include "core/cpu_execution.h"
+
 namespace qatfast {
 
 using tensorflow::OpKernelConstruction;
@@ -9,6 +11,14 @@ using tensorflow::TensorShape;
 using tensorflow::shape_inference::DimensionHandle;
 using tensorflow::shape_inference::InferenceContext;
 using tensorflow::shape_inference::ShapeHandle;
+
+namespace {
+
+// Read when the library is loaded, right after Python has checked QATFAST_ISA: nothing may throw in a kernel, and what
+// build_info() said stays true.
+[[maybe_unused]] const Isa chosen_isa = BestIsa();
+
+}  // namespace
 
 absl::Status CheckNumBits(const std::string& op, int num_bits) {
   if (num_bits >= 2 && num_bits <= 16) return absl::OkStatus();
