@@ -6,7 +6,7 @@ import weakref
 import numpy as np
 import pytest
 import tensorflow as tf
-from grid import LAYOUTS, assert_same_bits, assert_sums_close, draw_inputs, draw_ranges, number_of_channels
+from grid import LAYOUTS, along_axis, assert_same_bits, assert_sums_close, draw_inputs, draw_ranges, number_of_channels
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -53,10 +53,6 @@ def exact_range_gradients(x, grad_x, grad_y, is_zero, axis):
     blocked = np.where(np.isnan(x) | passed, 0, grad_y).astype(np.float64)
     below, above = np.where(x < 0, blocked, 0), np.where(x > 0, blocked, 0)
     return np.sum(below, axis=others), np.sum(above, axis=others), np.sum(np.abs(blocked), axis=others)
-
-
-def along_axis(values, rank, axis):
-    return values if axis is None else values.reshape([-1 if i == axis % rank else 1 for i in range(rank)])
 
 
 def draw_case(seed, shape, axis, num_bits):
