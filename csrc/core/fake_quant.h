@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "core/cpu_execution.h"
+#include "core/cuda_execution.h"
 #include "core/params.h"
 
 namespace qatfast {
@@ -25,16 +26,27 @@ struct FakeQuantGradients {
   T* grad_x = nullptr;
   Arithmetic<T>* grad_min = nullptr;
   Arithmetic<T>* grad_max = nullptr;
-  double* workspace = nullptr;  // FakeQuantGradWorkspaceSize doubles, if grad_min is not null
+  double* workspace = nullptr;  // GradWorkspaceSize doubles, if grad_min is not null
 };
 
 // How many doubles the sums need on the way.
-int64_t FakeQuantGradWorkspaceSize(const ChannelLayout& layout);
+template <typename T>
+int64_t GradWorkspaceSize(const FakeQuantParams<T>& params, const CpuExecution& execution);
 
 // The gradients of FakeQuant at x. `grad_x` may be `grad_y`. Precondition as for FakeQuant.
 template <typename T>
 void FakeQuantGrad(const FakeQuantParams<T>& params, const T* grad_y, const T* x,
                    const FakeQuantGradients<T>& gradients, const CpuExecution& execution);
+
+// The same on a GPU, with the same bits but for the sums, whose order is another one. As no error can be raised there,
+// there is no precondition: a channel whose range cannot be quantized to gives NaN forward, and gradients of 0.
+template <typename T>
+void FakeQuant(const FakeQuantParams<T>& params, const T* x, T* y, uint8_t* mask, const CudaExecution& execution);
+template <typename T>
+int64_t GradWorkspaceSize(const FakeQuantParams<T>& params, const CudaExecution& execution);
+template <typename T>
+void FakeQuantGrad(const FakeQuantParams<T>& params, const T* grad_y, const T* x,
+                   const FakeQuantGradients<T>& gradients, const CudaExecution& execution);
 
 }  // namespace qatfast
 

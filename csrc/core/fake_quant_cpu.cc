@@ -27,7 +27,10 @@ void FakeQuant(const FakeQuantParams<T>& params, const T* x, T* y, uint8_t* mask
   WithKernel(params, execution.isa, [&](const auto& kernel) { kernel.Quantize(x, y, mask, execution); });
 }
 
-int64_t FakeQuantGradWorkspaceSize(const ChannelLayout& layout) { return ChannelWorkspaceSize(layout, 2); }
+template <typename T>
+int64_t GradWorkspaceSize(const FakeQuantParams<T>& params, const CpuExecution&) {
+  return ChannelWorkspaceSize(params.layout, 2);
+}
 
 template <typename T>
 void FakeQuantGrad(const FakeQuantParams<T>& params, const T* grad_y, const T* x,
@@ -41,6 +44,7 @@ void FakeQuantGrad(const FakeQuantParams<T>& params, const T* grad_y, const T* x
 #define QATFAST_INSTANTIATE(T)                                                                             \
   template int64_t FindInvalidChannel(const FakeQuantParams<T>&);                                          \
   template void FakeQuant(const FakeQuantParams<T>&, const T*, T*, uint8_t*, const CpuExecution&);         \
+  template int64_t GradWorkspaceSize(const FakeQuantParams<T>&, const CpuExecution&);                      \
   template void FakeQuantGrad(const FakeQuantParams<T>&, const T*, const T*, const FakeQuantGradients<T>&, \
                               const CpuExecution&);
 QATFAST_FOR_TYPES(QATFAST_INSTANTIATE)

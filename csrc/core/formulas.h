@@ -26,8 +26,9 @@ struct FakeQuantFormula {
   using Prepared = NudgedRange<A>;
   static constexpr int kInputs = 2;
   static constexpr int kColumns = 5;
-  static constexpr A Prepared::* kFields[] = {&Prepared::min, &Prepared::max, &Prepared::scale, &Prepared::inv_scale,
-                                              &Prepared::quant_zero};
+  using Field = A Prepared::*;
+  static constexpr Field kFields[] = {&Prepared::min, &Prepared::max, &Prepared::scale, &Prepared::inv_scale,
+                                      &Prepared::quant_zero};
   static constexpr int kTerms = 2;
   static constexpr bool kMayBeZero = true;
 
@@ -74,7 +75,8 @@ struct LsqSymmetricFormula {
   using Arithmetic = A;
   static constexpr int kInputs = 1;
   static constexpr int kColumns = 1;
-  static constexpr A Prepared::* kFields[] = {&Prepared::step};
+  using Field = A Prepared::*;
+  static constexpr Field kFields[] = {&Prepared::step};
   static constexpr int kTerms = 1;
   static constexpr bool kMayBeZero = false;
 
@@ -120,7 +122,8 @@ struct LsqUniformFormula {
   };
   static constexpr int kInputs = 2;
   static constexpr int kColumns = 2;
-  static constexpr A Prepared::* kFields[] = {&Prepared::step, &Prepared::min};
+  using Field = A Prepared::*;
+  static constexpr Field kFields[] = {&Prepared::step, &Prepared::min};
   static constexpr int kTerms = 2;
   static constexpr bool kMayBeZero = false;
 

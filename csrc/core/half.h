@@ -9,6 +9,9 @@
 #include <cstdint>
 
 #include "core/inline.h"
+#if defined(__CUDA_ARCH__)
+#include <cuda_fp16.h>
+#endif
 
 namespace qatfast {
 
@@ -25,6 +28,9 @@ struct BFloat16 {
 QATFAST_INLINE float Widen(BFloat16 value) { return BitCast<float>(static_cast<uint32_t>(value.bits) << 16); }
 
 QATFAST_INLINE float Widen(Float16 value) {
+#if defined(__CUDA_ARCH__)
+  return __half2float(__ushort_as_half(value.bits));
+#else
   constexpr uint32_t kRebias = (127 - 15) << 23;
   const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000) << 16;
   const uint32_t magnitude = value.bits & 0x7fff;
@@ -33,20 +39,28 @@ QATFAST_INLINE float Widen(Float16 value) {
   const uint32_t infinite = normal + kRebias;
   const uint32_t special = magnitude > 0x7c00 ? infinite | 0x400000 : infinite;  // a NaN becomes a quiet one
   return BitCast<float>(sign | (magnitude < 0x400 ? subnormal : (magnitude < 0x7c00 ? normal : special)));
+#endif
 }
 
 template <typename T>
 QATFAST_INLINE T Narrow(float value);
 
-// Precondition: the lower half of a NaN is 0. It is for all that was widened or that arithmetic made.
+// Precondition on a CPU: the lower half of a NaN is 0. It is for all that was widened or that arithmetic made. A GPU's
+// arithmetic makes a NaN of 31 ones, which rounding would carry over into the sign.
 template <>
 QATFAST_INLINE BFloat16 Narrow<BFloat16>(float value) {
   const uint32_t bits = BitCast<uint32_t>(value);
+#if defined(__CUDA_ARCH__)
+  if (value != value) return {static_cast<uint16_t>(bits >> 16 | 0x40)};
+#endif
   return {static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
 }
 
 template <>
 QATFAST_INLINE Float16 Narrow<Float16>(float value) {
+#if defined(__CUDA_ARCH__)
+  return {__half_as_ushort(__float2half_rn(value))};
+#else
   constexpr uint32_t kRebias = (127 - 15) << 23;
   const uint32_t bits = BitCast<uint32_t>(value);
   const uint32_t sign = bits >> 16 & 0x8000;
@@ -59,6 +73,7 @@ QATFAST_INLINE Float16 Narrow<Float16>(float value) {
   const uint32_t special = magnitude > 0x7f800000 ? nan : 0x7c00;
   const uint32_t rounded = magnitude < 0x38800000 ? subnormal : (magnitude < 0x477ff000 ? normal : special);
   return {static_cast<uint16_t>(sign | rounded)};
+#endif
 }
 
 }  // namespace qatfast

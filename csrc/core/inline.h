@@ -2,6 +2,7 @@
 #ifndef QATFAST_CORE_INLINE_H_
 #define QATFAST_CORE_INLINE_H_
 
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 
@@ -23,6 +24,24 @@ QATFAST_INLINE To BitCast(From from) {
   std::memcpy(&to, &from, sizeof(to));
   return to;
 }
+
+// The unsigned integer of a number of bytes.
+template <size_t kBytes>
+struct BitsOfSize;
+template <>
+struct BitsOfSize<2> {
+  using type = uint16_t;
+};
+template <>
+struct BitsOfSize<4> {
+  using type = uint32_t;
+};
+template <>
+struct BitsOfSize<8> {
+  using type = uint64_t;
+};
+template <typename T>
+using BitsOf = typename BitsOfSize<sizeof(T)>::type;
 
 // `condition ? chosen : other`, by their bits. The compiler makes a branch of a condition that is the same in every
 // iteration, to skip the work of what is not chosen, and a loop around a branch never becomes vectors.

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "core/cpu_execution.h"
+#include "core/cuda_execution.h"
 #include "core/params.h"
 
 namespace qatfast {
@@ -27,18 +28,21 @@ template <typename T>
 struct LsqSymmetricGradients {
   T* grad_x = nullptr;
   Arithmetic<T>* grad_threshold = nullptr;
-  double* workspace = nullptr;  // LsqSymmetricGradWorkspaceSize doubles
+  double* workspace = nullptr;  // GradWorkspaceSize doubles
 };
 template <typename T>
 struct LsqUniformGradients {
   T* grad_x = nullptr;
   Arithmetic<T>* grad_min = nullptr;
   Arithmetic<T>* grad_max = nullptr;
-  double* workspace = nullptr;  // LsqUniformGradWorkspaceSize doubles
+  double* workspace = nullptr;  // GradWorkspaceSize doubles
 };
 
-int64_t LsqSymmetricGradWorkspaceSize(const ChannelLayout& layout);
-int64_t LsqUniformGradWorkspaceSize(const ChannelLayout& layout);
+// How many doubles the sums need on the way.
+template <typename T>
+int64_t GradWorkspaceSize(const LsqSymmetricParams<T>& params, const CpuExecution& execution);
+template <typename T>
+int64_t GradWorkspaceSize(const LsqUniformParams<T>& params, const CpuExecution& execution);
 
 // The gradients of Lsq at x. `grad_x` may be `grad_y`. Precondition as for Lsq.
 template <typename T>
@@ -47,6 +51,22 @@ void LsqGrad(const LsqSymmetricParams<T>& params, const T* grad_y, const T* x,
 template <typename T>
 void LsqGrad(const LsqUniformParams<T>& params, const T* grad_y, const T* x, const LsqUniformGradients<T>& gradients,
              const CpuExecution& execution);
+
+// The same on a GPU; see fake_quant.h.
+template <typename T>
+void Lsq(const LsqSymmetricParams<T>& params, const T* x, T* y, uint8_t* mask, const CudaExecution& execution);
+template <typename T>
+void Lsq(const LsqUniformParams<T>& params, const T* x, T* y, uint8_t* mask, const CudaExecution& execution);
+template <typename T>
+int64_t GradWorkspaceSize(const LsqSymmetricParams<T>& params, const CudaExecution& execution);
+template <typename T>
+int64_t GradWorkspaceSize(const LsqUniformParams<T>& params, const CudaExecution& execution);
+template <typename T>
+void LsqGrad(const LsqSymmetricParams<T>& params, const T* grad_y, const T* x,
+             const LsqSymmetricGradients<T>& gradients, const CudaExecution& execution);
+template <typename T>
+void LsqGrad(const LsqUniformParams<T>& params, const T* grad_y, const T* x, const LsqUniformGradients<T>& gradients,
+             const CudaExecution& execution);
 
 }  // namespace qatfast
 

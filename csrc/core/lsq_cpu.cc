@@ -36,8 +36,14 @@ void Lsq(const LsqUniformParams<T>& params, const T* x, T* y, uint8_t* mask, con
   MakeKernel(params, execution.isa).Quantize(x, y, mask, execution);
 }
 
-int64_t LsqSymmetricGradWorkspaceSize(const ChannelLayout& layout) { return ChannelWorkspaceSize(layout, 1); }
-int64_t LsqUniformGradWorkspaceSize(const ChannelLayout& layout) { return ChannelWorkspaceSize(layout, 2); }
+template <typename T>
+int64_t GradWorkspaceSize(const LsqSymmetricParams<T>& params, const CpuExecution&) {
+  return ChannelWorkspaceSize(params.layout, 1);
+}
+template <typename T>
+int64_t GradWorkspaceSize(const LsqUniformParams<T>& params, const CpuExecution&) {
+  return ChannelWorkspaceSize(params.layout, 2);
+}
 
 template <typename T>
 void LsqGrad(const LsqSymmetricParams<T>& params, const T* grad_y, const T* x,
@@ -59,6 +65,8 @@ void LsqGrad(const LsqUniformParams<T>& params, const T* grad_y, const T* x, con
   template int64_t FindInvalidChannel(const LsqUniformParams<T>&);                                         \
   template void Lsq(const LsqSymmetricParams<T>&, const T*, T*, uint8_t*, const CpuExecution&);            \
   template void Lsq(const LsqUniformParams<T>&, const T*, T*, uint8_t*, const CpuExecution&);              \
+  template int64_t GradWorkspaceSize(const LsqSymmetricParams<T>&, const CpuExecution&);                   \
+  template int64_t GradWorkspaceSize(const LsqUniformParams<T>&, const CpuExecution&);                     \
   template void LsqGrad(const LsqSymmetricParams<T>&, const T*, const T*, const LsqSymmetricGradients<T>&, \
                         const CpuExecution&);                                                              \
   template void LsqGrad(const LsqUniformParams<T>&, const T*, const T*, const LsqUniformGradients<T>&,     \

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "core/inline.h"
+
 namespace qatfast {
 
 // A dense tensor seen from its channel axis: [outer, channels, inner]. Per tensor is {1, 1, size}.
@@ -29,7 +31,7 @@ struct QuantRange {
   int quant_min = 0;
   int quant_max = 255;
 
-  constexpr int steps() const { return quant_max - quant_min; }
+  QATFAST_INLINE constexpr int steps() const { return quant_max - quant_min; }
 };
 
 inline QuantRange MakeQuantRange(int num_bits, bool narrow_range) {

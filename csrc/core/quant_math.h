@@ -13,6 +13,14 @@
 
 namespace qatfast {
 
+// Constants, since device code cannot call std::numeric_limits.
+template <typename A>
+constexpr A kSmallestNormal = std::numeric_limits<A>::min();
+template <typename A>
+constexpr A kLargest = std::numeric_limits<A>::max();
+template <typename A>
+constexpr A kNan = std::numeric_limits<A>::quiet_NaN();
+
 template <typename A>
 QATFAST_INLINE bool IsFinite(A value) {
   return value - value == A(0);
@@ -21,7 +29,7 @@ QATFAST_INLINE bool IsFinite(A value) {
 // Whether a quantization step can be divided by: positive, normal, finite.
 template <typename A>
 QATFAST_INLINE bool IsNormalStep(A step) {
-  return step >= std::numeric_limits<A>::min() && step <= std::numeric_limits<A>::max();
+  return step >= kSmallestNormal<A> && step <= kLargest<A>;
 }
 
 template <typename A>

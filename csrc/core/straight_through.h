@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "core/cpu_execution.h"
+#include "core/cuda_execution.h"
 
 namespace qatfast {
 
@@ -12,6 +13,10 @@ namespace qatfast {
 // passed as they are.
 template <typename T>
 void StraightThroughGrad(const T* grad_y, const uint8_t* mask, T* grad_x, int64_t size, const CpuExecution& execution);
+
+// The same on a GPU.
+template <typename T>
+void StraightThroughGrad(const T* grad_y, const uint8_t* mask, T* grad_x, int64_t size, const CudaExecution& execution);
 
 }  // namespace qatfast
 

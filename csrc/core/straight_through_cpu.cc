@@ -36,26 +36,11 @@ void PassBits(const Bits* grad_y, const uint8_t* mask, Bits* grad_x, int64_t siz
   });
 }
 
-template <size_t kBytes>
-struct BitsOfSize;
-template <>
-struct BitsOfSize<2> {
-  using type = uint16_t;
-};
-template <>
-struct BitsOfSize<4> {
-  using type = uint32_t;
-};
-template <>
-struct BitsOfSize<8> {
-  using type = uint64_t;
-};
-
 }  // namespace
 
 template <typename T>
 void StraightThroughGrad(const T* grad_y, const uint8_t* mask, T* grad_x, int64_t size, const CpuExecution& execution) {
-  using Bits = typename BitsOfSize<sizeof(T)>::type;
+  using Bits = BitsOf<T>;
   PassBits(reinterpret_cast<const Bits*>(grad_y), mask, reinterpret_cast<Bits*>(grad_x), size, execution);
 }
 

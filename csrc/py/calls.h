@@ -64,7 +64,7 @@ struct FakeQuantCall {
   void Forward(const T* x, T* y, uint8_t* mask, const CpuExecution& execution) const {
     FakeQuant(params, x, y, mask, execution);
   }
-  int64_t WorkspaceSize() const { return FakeQuantGradWorkspaceSize(params.layout); }
+  int64_t WorkspaceSize(const CpuExecution& execution) const { return GradWorkspaceSize(params, execution); }
   void Backward(const T* grad_y, const T* x, T* grad_x, A* const* grads, double* workspace,
                 const CpuExecution& execution) const {
     FakeQuantGrad(params, grad_y, x, {grad_x, grads[0], grads[1], workspace}, execution);
@@ -108,7 +108,7 @@ struct LsqSymmetricCall {
   void Forward(const T* x, T* y, uint8_t* mask, const CpuExecution& execution) const {
     Lsq(params, x, y, mask, execution);
   }
-  int64_t WorkspaceSize() const { return LsqSymmetricGradWorkspaceSize(params.layout); }
+  int64_t WorkspaceSize(const CpuExecution& execution) const { return GradWorkspaceSize(params, execution); }
   void Backward(const T* grad_y, const T* x, T* grad_x, A* const* grads, double* workspace,
                 const CpuExecution& execution) const {
     LsqGrad(params, grad_y, x, LsqSymmetricGradients<T>{grad_x, grads[0], workspace}, execution);
@@ -148,7 +148,7 @@ struct LsqUniformCall {
   void Forward(const T* x, T* y, uint8_t* mask, const CpuExecution& execution) const {
     Lsq(params, x, y, mask, execution);
   }
-  int64_t WorkspaceSize() const { return LsqUniformGradWorkspaceSize(params.layout); }
+  int64_t WorkspaceSize(const CpuExecution& execution) const { return GradWorkspaceSize(params, execution); }
   void Backward(const T* grad_y, const T* x, T* grad_x, A* const* grads, double* workspace,
                 const CpuExecution& execution) const {
     LsqGrad(params, grad_y, x, LsqUniformGradients<T>{grad_x, grads[0], grads[1], workspace}, execution);

@@ -122,7 +122,7 @@ py::tuple Backward(const std::string& op, const py::array& grad_y, const py::arr
       grads[i] = grad.mutable_data();
       results[1 + i] = std::move(grad);
     }
-    if (with_parameters) workspace.resize(call.WorkspaceSize());
+    if (with_parameters) workspace.resize(call.WorkspaceSize(execution));
     {
       py::gil_scoped_release release;
       call.Backward(from_grad_y, from_x, to, grads, workspace.data(), execution);

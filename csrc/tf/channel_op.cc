@@ -1,7 +1,5 @@
 #include "tf/channel_op.h"
 
-#include "core/cpu_execution.h"
-
 namespace qatfast {
 
 using tensorflow::OpKernelConstruction;
@@ -105,19 +103,14 @@ absl::Status ChannelOpKernel::MakeLayout(const TensorShape& x, ChannelLayout* la
   return absl::OkStatus();
 }
 
-absl::Status ChannelOpKernel::CheckParameters(OpKernelContext* context, const ChannelLayout& layout,
-                                              const TensorShape& x,
-                                              std::initializer_list<ParameterInput> parameters) const {
-  for (const ParameterInput& parameter : parameters) {
-    const TensorShape& shape = context->input(parameter.index).shape();
-    const bool fits = per_channel_ ? shape.dims() == 1 && shape.dim_size(0) == layout.channels : shape.dims() == 0;
-    if (!fits) {
-      const std::string wanted = per_channel_ ? absl::StrCat("[", layout.channels, "]") : "[]";
-      return InvalidArgument(type_string(), ": ", parameter.name, " must be of shape ", wanted, " for x of shape ",
-                             x.DebugString(), ", got ", shape.DebugString());
-    }
-  }
-  return absl::OkStatus();
+absl::Status ChannelOpKernel::CheckParameter(const ChannelLayout& layout, const TensorShape& x, const char* name,
+                                             const TensorShape& parameter) const {
+  const bool fits =
+      per_channel_ ? parameter.dims() == 1 && parameter.dim_size(0) == layout.channels : parameter.dims() == 0;
+  if (fits) return absl::OkStatus();
+  const std::string wanted = per_channel_ ? absl::StrCat("[", layout.channels, "]") : "[]";
+  return InvalidArgument(type_string(), ": ", name, " must be of shape ", wanted, " for x of shape ", x.DebugString(),
+                         ", got ", parameter.DebugString());
 }
 
 absl::Status ChannelOpKernel::CheckGradShape(const Tensor& grad_y, const Tensor& x) const {

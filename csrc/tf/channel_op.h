@@ -2,6 +2,7 @@
 #ifndef QATFAST_TF_CHANNEL_OP_H_
 #define QATFAST_TF_CHANNEL_OP_H_
 
+#include <array>
 #include <initializer_list>
 #include <string>
 #include <utility>
@@ -14,6 +15,7 @@
 #include "tensorflow/core/framework/op_kernel.h"
 #include "tensorflow/core/framework/shape_inference.h"
 #include "tensorflow/core/framework/tensor.h"
+#include "tf/devices.h"
 
 namespace qatfast {
 
@@ -71,9 +73,8 @@ class ChannelOpKernel : public tensorflow::OpKernel {
 
  protected:
   absl::Status MakeLayout(const tensorflow::TensorShape& x, ChannelLayout* layout) const;
-  absl::Status CheckParameters(tensorflow::OpKernelContext* context, const ChannelLayout& layout,
-                               const tensorflow::TensorShape& x,
-                               std::initializer_list<ParameterInput> parameters) const;
+  absl::Status CheckParameter(const ChannelLayout& layout, const tensorflow::TensorShape& x, const char* name,
+                              const tensorflow::TensorShape& parameter) const;
   absl::Status CheckGradShape(const tensorflow::Tensor& grad_y, const tensorflow::Tensor& x) const;
   // " in channel 3", or nothing per tensor.
   std::string InChannel(int64_t channel) const;
@@ -89,6 +90,109 @@ class ChannelOpKernel : public tensorflow::OpKernel {
   int axis_;
 };
 
+// What the kernels of an op family share: a Family<T> is made from an op's attributes and has
+//   Params, attributes()        core's params of the family, and those that the attributes give; no layout, no inputs
+//   kParameters                 the names of the inputs that are one number per channel
+//   SetInputs(inputs, &params)  where those are
+//   Got(params, channel)        what their values are in a channel, and kRequirement what they must be
+//   Forward, Backward           its entry points
+// P is the type of parameters, T that of tensors; kernels take KernelType<T>.
+template <template <typename> typename Family, typename T, typename Device>
+class FamilyKernel : public ChannelOpKernel {
+ public:
+  using Params = typename Family<T>::Params;
+  using P = Arithmetic<typename KernelType<T>::type>;
+  static constexpr int kParameters = Family<T>::kParameters.size();
+
+  explicit FamilyKernel(tensorflow::OpKernelConstruction* context) : ChannelOpKernel(context) {
+    OP_REQUIRES_OK(context, family_.Init(context, num_bits(), per_channel()));
+  }
+
+ protected:
+  // `first` is the input that holds the first parameter; the others follow it.
+  absl::Status MakeParams(tensorflow::OpKernelContext* context, const tensorflow::Tensor& x, int first,
+                          Params* params) const {
+    *params = family_.attributes();
+    TF_RETURN_IF_ERROR(MakeLayout(x.shape(), &params->layout));
+    const P* inputs[kParameters];
+    for (int i = 0; i < kParameters; ++i) {
+      const tensorflow::Tensor& input = context->input(first + i);
+      TF_RETURN_IF_ERROR(CheckParameter(params->layout, x.shape(), Family<T>::kParameters[i], input.shape()));
+      inputs[i] = input.flat<P>().data();
+    }
+    Family<T>::SetInputs(inputs, params);
+    if constexpr (Device::kReadsParameters) {
+      const int64_t invalid = FindInvalidChannel(*params);
+      if (invalid >= 0) {
+        return InvalidArgument(type_string(), ": ", Family<T>::kRequirement, ", got ", Family<T>::Got(*params, invalid),
+                               InChannel(invalid));
+      }
+    }
+    return absl::OkStatus();
+  }
+
+ private:
+  Family<T> family_;
+};
+
+template <template <typename> typename Family, typename T, typename Device>
+class ForwardOp : public FamilyKernel<Family, T, Device> {
+ public:
+  explicit ForwardOp(tensorflow::OpKernelConstruction* context) : FamilyKernel<Family, T, Device>(context) {
+    OP_REQUIRES_OK(context, context->GetAttr("save_mask", &save_mask_));
+  }
+
+  void Compute(tensorflow::OpKernelContext* context) override {
+    const tensorflow::Tensor& x = context->input(0);
+    typename Family<T>::Params params;
+    OP_REQUIRES_OK(context, this->MakeParams(context, x, 1, &params));
+    tensorflow::Tensor* y = nullptr;
+    OP_REQUIRES_OK(context, context->forward_input_or_allocate_output({0}, 0, x.shape(), &y));
+    uint8_t* mask = nullptr;
+    OP_REQUIRES_OK(context, this->AllocateMask(context, save_mask_, x.NumElements(), &mask));
+    const auto execution = Device::ExecutionOf(context);
+    Family<T>::Forward(params, DataOf<T>(x), DataOf<T>(y), mask, execution);
+    OP_REQUIRES_OK(context, Device::StatusOf(execution));
+  }
+
+ private:
+  bool save_mask_;
+};
+
+// The gradients to x and, if kWithParameters, to every parameter.
+template <template <typename> typename Family, typename T, typename Device, bool kWithParameters>
+class BackwardOp : public FamilyKernel<Family, T, Device> {
+ public:
+  using FamilyKernel<Family, T, Device>::FamilyKernel;
+  using P = typename FamilyKernel<Family, T, Device>::P;
+
+  void Compute(tensorflow::OpKernelContext* context) override {
+    const tensorflow::Tensor& grad_y = context->input(0);
+    const tensorflow::Tensor& x = context->input(1);
+    OP_REQUIRES_OK(context, this->CheckGradShape(grad_y, x));
+    typename Family<T>::Params params;
+    OP_REQUIRES_OK(context, this->MakeParams(context, x, 2, &params));
+    const auto execution = Device::ExecutionOf(context);
+    P* gradients[this->kParameters] = {};
+    double* workspace = nullptr;
+    tensorflow::Tensor workspace_tensor;
+    if (kWithParameters) {
+      for (int i = 0; i < this->kParameters; ++i) {
+        tensorflow::Tensor* gradient = nullptr;
+        OP_REQUIRES_OK(context, context->allocate_output(1 + i, context->input(2 + i).shape(), &gradient));
+        gradients[i] = gradient->template flat<P>().data();
+      }
+      const tensorflow::TensorShape shape({GradWorkspaceSize(params, execution)});
+      OP_REQUIRES_OK(context, context->allocate_temp(tensorflow::DT_DOUBLE, shape, &workspace_tensor));
+      workspace = workspace_tensor.flat<double>().data();
+    }
+    tensorflow::Tensor* grad_x = nullptr;
+    OP_REQUIRES_OK(context, context->forward_input_or_allocate_output({0}, 0, x.shape(), &grad_x));
+    Family<T>::Backward(params, DataOf<T>(grad_y), DataOf<T>(x), DataOf<T>(grad_x), gradients, workspace, execution);
+    OP_REQUIRES_OK(context, Device::StatusOf(execution));
+  }
+};
+
 }  // namespace qatfast
 
 // The attributes that every op on channels has. T is the type of tensors, P that of parameters.
@@ -99,8 +203,18 @@ class ChannelOpKernel : public tensorflow::OpKernel {
       .Attr("per_channel: bool = false")     \
       .Attr("axis: int = -1")
 
-// REGISTER(T, P) for every type of tensors and the type of its parameters.
-#define QATFAST_REGISTER_TYPES(REGISTER) \
-  REGISTER(float, float) REGISTER(Eigen::half, float) REGISTER(Eigen::bfloat16, float) REGISTER(double, double)
+// REGISTER(T, P, DEVICE, On) for every type of tensors, the type of its parameters, and every device.
+#define QATFAST_REGISTER_ON(REGISTER, DEVICE, On) \
+  REGISTER(float, float, DEVICE, On)              \
+  REGISTER(Eigen::half, float, DEVICE, On)        \
+  REGISTER(Eigen::bfloat16, float, DEVICE, On)    \
+  REGISTER(double, double, DEVICE, On)
+#if QATFAST_CUDA
+#define QATFAST_REGISTER_TYPES(REGISTER)                         \
+  QATFAST_REGISTER_ON(REGISTER, ::tensorflow::DEVICE_CPU, OnCpu) \
+  QATFAST_REGISTER_ON(REGISTER, ::tensorflow::DEVICE_GPU, OnGpu)
+#else
+#define QATFAST_REGISTER_TYPES(REGISTER) QATFAST_REGISTER_ON(REGISTER, ::tensorflow::DEVICE_CPU, OnCpu)
+#endif
 
 #endif  // QATFAST_TF_CHANNEL_OP_H_

@@ -1,18 +1,13 @@
-// TensorFlow ops of fake quantization: schemas with their documentation, shape functions, CPU kernels.
+// TensorFlow ops of fake quantization: schemas with their documentation, shape functions, kernels.
 
 #include "core/fake_quant.h"
 #include "tensorflow/core/framework/op.h"
 #include "tf/channel_op.h"
-#include "tf/cpu_execution_of.h"
 
 namespace qatfast {
 namespace {
 
-using tensorflow::DEVICE_CPU;
 using tensorflow::OpKernelConstruction;
-using tensorflow::OpKernelContext;
-using tensorflow::Tensor;
-using tensorflow::TensorShape;
 using tensorflow::shape_inference::InferenceContext;
 
 #define QATFAST_ATTRIBUTES \
@@ -120,102 +115,56 @@ grad_min: The gradient to min, of its shape.
 grad_max: The gradient to max, of its shape.
 )doc");
 
-// What the three kernels share: the attributes, and the parameters that they and the inputs make.
-template <typename T, typename P>
-class FakeQuantKernel : public ChannelOpKernel {
+// See FamilyKernel.
+template <typename T>
+class FakeQuantFamily {
  public:
-  using Params = FakeQuantParams<typename KernelType<T>::type>;
+  using X = typename KernelType<T>::type;
+  using P = Arithmetic<X>;
+  using Params = FakeQuantParams<X>;
+  static constexpr std::array kParameters = {"min", "max"};
+  static constexpr char kRequirement[] = "min and max must be finite and min less than max (or both 0)";
 
-  explicit FakeQuantKernel(OpKernelConstruction* context) : ChannelOpKernel(context) {
-    OP_REQUIRES_OK(context, context->GetAttr("narrow_range", &narrow_range_));
-    OP_REQUIRES_OK(context, context->GetAttr("include_zero", &include_zero_));
+  absl::Status Init(OpKernelConstruction* context, int num_bits, bool per_channel) {
+    bool narrow_range;
+    TF_RETURN_IF_ERROR(context->GetAttr("narrow_range", &narrow_range));
+    TF_RETURN_IF_ERROR(context->GetAttr("include_zero", &attributes_.include_zero));
+    attributes_.quant_range = MakeQuantRange(num_bits, narrow_range);
+    attributes_.per_channel = per_channel;
+    return absl::OkStatus();
+  }
+  const Params& attributes() const { return attributes_; }
+
+  static void SetInputs(const P* const* inputs, Params* params) {
+    params->min = inputs[0];
+    params->max = inputs[1];
+  }
+  static std::string Got(const Params& params, int64_t channel) {
+    return absl::StrCat("min ", params.min[channel], " and max ", params.max[channel]);
   }
 
- protected:
-  // `min_index` is the input min; max follows it.
-  absl::Status MakeParams(OpKernelContext* context, const Tensor& x, int min_index, Params* params) const {
-    TF_RETURN_IF_ERROR(MakeLayout(x.shape(), &params->layout));
-    TF_RETURN_IF_ERROR(
-        CheckParameters(context, params->layout, x.shape(), {{"min", min_index}, {"max", min_index + 1}}));
-    params->quant_range = MakeQuantRange(num_bits(), narrow_range_);
-    params->per_channel = per_channel();
-    params->include_zero = include_zero_;
-    params->min = context->input(min_index).flat<P>().data();
-    params->max = context->input(min_index + 1).flat<P>().data();
-    const int64_t invalid = FindInvalidChannel(*params);
-    if (invalid < 0) return absl::OkStatus();
-    return InvalidArgument(type_string(), ": min and max must be finite and min less than max (or both 0), got min ",
-                           params->min[invalid], " and max ", params->max[invalid], InChannel(invalid));
+  template <typename Execution>
+  static void Forward(const Params& params, const X* x, X* y, uint8_t* mask, const Execution& execution) {
+    FakeQuant(params, x, y, mask, execution);
+  }
+  template <typename Execution>
+  static void Backward(const Params& params, const X* grad_y, const X* x, X* grad_x, P* const* gradients,
+                       double* workspace, const Execution& execution) {
+    FakeQuantGrad(params, grad_y, x, {grad_x, gradients[0], gradients[1], workspace}, execution);
   }
 
  private:
-  bool narrow_range_;
-  bool include_zero_;
+  Params attributes_;
 };
 
-template <typename T, typename P>
-class FakeQuantOp : public FakeQuantKernel<T, P> {
- public:
-  explicit FakeQuantOp(OpKernelConstruction* context) : FakeQuantKernel<T, P>(context) {
-    OP_REQUIRES_OK(context, context->GetAttr("save_mask", &save_mask_));
-  }
-
-  void Compute(OpKernelContext* context) override {
-    const Tensor& x = context->input(0);
-    typename FakeQuantKernel<T, P>::Params params;
-    OP_REQUIRES_OK(context, this->MakeParams(context, x, 1, &params));
-    Tensor* y = nullptr;
-    OP_REQUIRES_OK(context, context->forward_input_or_allocate_output({0}, 0, x.shape(), &y));
-    uint8_t* mask = nullptr;
-    OP_REQUIRES_OK(context, this->AllocateMask(context, save_mask_, x.NumElements(), &mask));
-    FakeQuant(params, DataOf<T>(x), DataOf<T>(y), mask, CpuExecutionOf(context));
-  }
-
- private:
-  bool save_mask_;
-};
-
-template <typename T, typename P, bool kWithRange>
-class FakeQuantGradOp : public FakeQuantKernel<T, P> {
- public:
-  using FakeQuantKernel<T, P>::FakeQuantKernel;
-
-  void Compute(OpKernelContext* context) override {
-    const Tensor& grad_y = context->input(0);
-    const Tensor& x = context->input(1);
-    OP_REQUIRES_OK(context, this->CheckGradShape(grad_y, x));
-    typename FakeQuantKernel<T, P>::Params params;
-    OP_REQUIRES_OK(context, this->MakeParams(context, x, 2, &params));
-    FakeQuantGradients<typename KernelType<T>::type> gradients;
-    Tensor workspace;
-    if (kWithRange) {
-      Tensor* grad_min = nullptr;
-      Tensor* grad_max = nullptr;
-      OP_REQUIRES_OK(context, context->allocate_output(1, context->input(2).shape(), &grad_min));
-      OP_REQUIRES_OK(context, context->allocate_output(2, context->input(3).shape(), &grad_max));
-      OP_REQUIRES_OK(context,
-                     context->allocate_temp(tensorflow::DT_DOUBLE,
-                                            TensorShape({FakeQuantGradWorkspaceSize(params.layout)}), &workspace));
-      gradients.grad_min = grad_min->flat<P>().data();
-      gradients.grad_max = grad_max->flat<P>().data();
-      gradients.workspace = workspace.flat<double>().data();
-    }
-    Tensor* grad_x = nullptr;
-    OP_REQUIRES_OK(context, context->forward_input_or_allocate_output({0}, 0, x.shape(), &grad_x));
-    gradients.grad_x = DataOf<T>(grad_x);
-    FakeQuantGrad(params, DataOf<T>(grad_y), DataOf<T>(x), gradients, CpuExecutionOf(context));
-  }
-};
-
-#define QATFAST_REGISTER(T, P)                                                                                       \
-  REGISTER_KERNEL_BUILDER(Name("QatfastFakeQuant").Device(DEVICE_CPU).TypeConstraint<T>("T").TypeConstraint<P>("P"), \
-                          FakeQuantOp<T, P>);                                                                        \
+#define QATFAST_REGISTER(T, P, DEVICE, On)                                                                           \
+  REGISTER_KERNEL_BUILDER(Name("QatfastFakeQuant").Device(DEVICE).TypeConstraint<T>("T").TypeConstraint<P>("P"),     \
+                          ForwardOp<FakeQuantFamily, T, On>);                                                        \
+  REGISTER_KERNEL_BUILDER(Name("QatfastFakeQuantGrad").Device(DEVICE).TypeConstraint<T>("T").TypeConstraint<P>("P"), \
+                          BackwardOp<FakeQuantFamily, T, On, false>);                                                \
   REGISTER_KERNEL_BUILDER(                                                                                           \
-      Name("QatfastFakeQuantGrad").Device(DEVICE_CPU).TypeConstraint<T>("T").TypeConstraint<P>("P"),                 \
-      FakeQuantGradOp<T, P, false>);                                                                                 \
-  REGISTER_KERNEL_BUILDER(                                                                                           \
-      Name("QatfastFakeQuantGradWithRange").Device(DEVICE_CPU).TypeConstraint<T>("T").TypeConstraint<P>("P"),        \
-      FakeQuantGradOp<T, P, true>);
+      Name("QatfastFakeQuantGradWithRange").Device(DEVICE).TypeConstraint<T>("T").TypeConstraint<P>("P"),            \
+      BackwardOp<FakeQuantFamily, T, On, true>);
 QATFAST_REGISTER_TYPES(QATFAST_REGISTER)
 #undef QATFAST_REGISTER
 #undef QATFAST_ATTRIBUTES

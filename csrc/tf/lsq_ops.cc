@@ -1,18 +1,13 @@
-// TensorFlow ops of learned step size quantization: schemas with their documentation, shape functions, CPU kernels.
+// TensorFlow ops of learned step size quantization: schemas with their documentation, shape functions, kernels.
 
 #include "core/lsq.h"
 #include "tensorflow/core/framework/op.h"
 #include "tf/channel_op.h"
-#include "tf/cpu_execution_of.h"
 
 namespace qatfast {
 namespace {
 
-using tensorflow::DEVICE_CPU;
 using tensorflow::OpKernelConstruction;
-using tensorflow::OpKernelContext;
-using tensorflow::Tensor;
-using tensorflow::TensorShape;
 using tensorflow::shape_inference::InferenceContext;
 
 absl::Status CheckGradScale(const std::string& op, float grad_scale) {
@@ -182,139 +177,94 @@ grad_min: The gradient to min, of its shape.
 grad_max: The gradient to max, of its shape.
 )doc");
 
-// The attributes and the parameters of each op; `first` is the input that holds the first parameter.
-template <typename T, typename P>
-class LsqSymmetricKernel : public ChannelOpKernel {
+// See FamilyKernel.
+template <typename T>
+class LsqSymmetricFamily {
  public:
-  using Params = LsqSymmetricParams<typename KernelType<T>::type>;
-  using Gradients = LsqSymmetricGradients<typename KernelType<T>::type>;
-  static constexpr int kParameters = 1;
+  using X = typename KernelType<T>::type;
+  using P = Arithmetic<X>;
+  using Params = LsqSymmetricParams<X>;
+  static constexpr std::array kParameters = {"threshold"};
+  static constexpr char kRequirement[] = "threshold must be positive, finite and such that the step is a normal number";
 
-  explicit LsqSymmetricKernel(OpKernelConstruction* context) : ChannelOpKernel(context) {
-    OP_REQUIRES_OK(context, context->GetAttr("signed", &attributes_.is_signed));
-    OP_REQUIRES_OK(context, context->GetAttr("power_of_two", &attributes_.power_of_two));
-    OP_REQUIRES_OK(context, context->GetAttr("grad_scale", &attributes_.grad_scale));
-    OP_REQUIRES_OK(context, CheckGradScale(type_string(), attributes_.grad_scale));
-    OP_REQUIRES_OK(context, context->GetAttr("min_threshold", &attributes_.min_threshold));
-    OP_REQUIRES_OK(context, CheckGuard(type_string(), "min_threshold", attributes_.min_threshold));
-    attributes_.num_bits = num_bits();
+  absl::Status Init(OpKernelConstruction* context, int num_bits, bool) {
+    TF_RETURN_IF_ERROR(context->GetAttr("signed", &attributes_.is_signed));
+    TF_RETURN_IF_ERROR(context->GetAttr("power_of_two", &attributes_.power_of_two));
+    TF_RETURN_IF_ERROR(context->GetAttr("grad_scale", &attributes_.grad_scale));
+    TF_RETURN_IF_ERROR(context->GetAttr("min_threshold", &attributes_.min_threshold));
+    attributes_.num_bits = num_bits;
+    const std::string& op = context->def().op();
+    TF_RETURN_IF_ERROR(CheckGradScale(op, attributes_.grad_scale));
+    return CheckGuard(op, "min_threshold", attributes_.min_threshold);
   }
+  const Params& attributes() const { return attributes_; }
 
- protected:
-  absl::Status MakeParams(OpKernelContext* context, const Tensor& x, int first, Params* params) const {
-    *params = attributes_;
-    TF_RETURN_IF_ERROR(MakeLayout(x.shape(), &params->layout));
-    TF_RETURN_IF_ERROR(CheckParameters(context, params->layout, x.shape(), {{"threshold", first}}));
-    params->threshold = context->input(first).flat<P>().data();
-    const int64_t invalid = FindInvalidChannel(*params);
-    if (invalid < 0) return absl::OkStatus();
-    return InvalidArgument(type_string(), ": threshold must be positive, finite and such that the step is a normal ",
-                           "number, got ", params->threshold[invalid], InChannel(invalid));
+  static void SetInputs(const P* const* inputs, Params* params) { params->threshold = inputs[0]; }
+  static std::string Got(const Params& params, int64_t channel) { return absl::StrCat(params.threshold[channel]); }
+
+  template <typename Execution>
+  static void Forward(const Params& params, const X* x, X* y, uint8_t* mask, const Execution& execution) {
+    Lsq(params, x, y, mask, execution);
   }
-  static int64_t WorkspaceSize(const ChannelLayout& layout) { return LsqSymmetricGradWorkspaceSize(layout); }
-  static void SetOutputs(P* const* parameters, Gradients* gradients) { gradients->grad_threshold = parameters[0]; }
-
- private:
-  Params attributes_;
-};
-
-template <typename T, typename P>
-class LsqUniformKernel : public ChannelOpKernel {
- public:
-  using Params = LsqUniformParams<typename KernelType<T>::type>;
-  using Gradients = LsqUniformGradients<typename KernelType<T>::type>;
-  static constexpr int kParameters = 2;
-
-  explicit LsqUniformKernel(OpKernelConstruction* context) : ChannelOpKernel(context) {
-    OP_REQUIRES_OK(context, context->GetAttr("grad_scale", &attributes_.grad_scale));
-    OP_REQUIRES_OK(context, CheckGradScale(type_string(), attributes_.grad_scale));
-    OP_REQUIRES_OK(context, context->GetAttr("min_width", &attributes_.min_width));
-    OP_REQUIRES_OK(context, CheckGuard(type_string(), "min_width", attributes_.min_width));
-    attributes_.num_bits = num_bits();
-  }
-
- protected:
-  absl::Status MakeParams(OpKernelContext* context, const Tensor& x, int first, Params* params) const {
-    *params = attributes_;
-    TF_RETURN_IF_ERROR(MakeLayout(x.shape(), &params->layout));
-    TF_RETURN_IF_ERROR(CheckParameters(context, params->layout, x.shape(), {{"min", first}, {"max", first + 1}}));
-    params->min = context->input(first).flat<P>().data();
-    params->max = context->input(first + 1).flat<P>().data();
-    const int64_t invalid = FindInvalidChannel(*params);
-    if (invalid < 0) return absl::OkStatus();
-    return InvalidArgument(type_string(), ": min and max must be finite and min less than max, got min ",
-                           params->min[invalid], " and max ", params->max[invalid], InChannel(invalid));
-  }
-  static int64_t WorkspaceSize(const ChannelLayout& layout) { return LsqUniformGradWorkspaceSize(layout); }
-  static void SetOutputs(P* const* parameters, Gradients* gradients) {
-    gradients->grad_min = parameters[0];
-    gradients->grad_max = parameters[1];
+  template <typename Execution>
+  static void Backward(const Params& params, const X* grad_y, const X* x, X* grad_x, P* const* gradients,
+                       double* workspace, const Execution& execution) {
+    LsqGrad(params, grad_y, x, LsqSymmetricGradients<X>{grad_x, gradients[0], workspace}, execution);
   }
 
  private:
   Params attributes_;
 };
 
-template <typename T, typename Kernel>
-class LsqOp : public Kernel {
+template <typename T>
+class LsqUniformFamily {
  public:
-  explicit LsqOp(OpKernelConstruction* context) : Kernel(context) {
-    OP_REQUIRES_OK(context, context->GetAttr("save_mask", &save_mask_));
+  using X = typename KernelType<T>::type;
+  using P = Arithmetic<X>;
+  using Params = LsqUniformParams<X>;
+  static constexpr std::array kParameters = {"min", "max"};
+  static constexpr char kRequirement[] = "min and max must be finite and min less than max";
+
+  absl::Status Init(OpKernelConstruction* context, int num_bits, bool) {
+    TF_RETURN_IF_ERROR(context->GetAttr("grad_scale", &attributes_.grad_scale));
+    TF_RETURN_IF_ERROR(context->GetAttr("min_width", &attributes_.min_width));
+    attributes_.num_bits = num_bits;
+    const std::string& op = context->def().op();
+    TF_RETURN_IF_ERROR(CheckGradScale(op, attributes_.grad_scale));
+    return CheckGuard(op, "min_width", attributes_.min_width);
+  }
+  const Params& attributes() const { return attributes_; }
+
+  static void SetInputs(const P* const* inputs, Params* params) {
+    params->min = inputs[0];
+    params->max = inputs[1];
+  }
+  static std::string Got(const Params& params, int64_t channel) {
+    return absl::StrCat("min ", params.min[channel], " and max ", params.max[channel]);
   }
 
-  void Compute(OpKernelContext* context) override {
-    const Tensor& x = context->input(0);
-    typename Kernel::Params params;
-    OP_REQUIRES_OK(context, this->MakeParams(context, x, 1, &params));
-    Tensor* y = nullptr;
-    OP_REQUIRES_OK(context, context->forward_input_or_allocate_output({0}, 0, x.shape(), &y));
-    uint8_t* mask = nullptr;
-    OP_REQUIRES_OK(context, this->AllocateMask(context, save_mask_, x.NumElements(), &mask));
-    Lsq(params, DataOf<T>(x), DataOf<T>(y), mask, CpuExecutionOf(context));
+  template <typename Execution>
+  static void Forward(const Params& params, const X* x, X* y, uint8_t* mask, const Execution& execution) {
+    Lsq(params, x, y, mask, execution);
+  }
+  template <typename Execution>
+  static void Backward(const Params& params, const X* grad_y, const X* x, X* grad_x, P* const* gradients,
+                       double* workspace, const Execution& execution) {
+    LsqGrad(params, grad_y, x, LsqUniformGradients<X>{grad_x, gradients[0], gradients[1], workspace}, execution);
   }
 
  private:
-  bool save_mask_;
+  Params attributes_;
 };
 
-template <typename T, typename P, typename Kernel>
-class LsqGradOp : public Kernel {
- public:
-  using Kernel::Kernel;
-
-  void Compute(OpKernelContext* context) override {
-    const Tensor& grad_y = context->input(0);
-    const Tensor& x = context->input(1);
-    OP_REQUIRES_OK(context, this->CheckGradShape(grad_y, x));
-    typename Kernel::Params params;
-    OP_REQUIRES_OK(context, this->MakeParams(context, x, 2, &params));
-    P* outputs[Kernel::kParameters];
-    for (int i = 0; i < Kernel::kParameters; ++i) {
-      Tensor* output = nullptr;
-      OP_REQUIRES_OK(context, context->allocate_output(1 + i, context->input(2 + i).shape(), &output));
-      outputs[i] = output->template flat<P>().data();
-    }
-    Tensor workspace;
-    OP_REQUIRES_OK(context, context->allocate_temp(tensorflow::DT_DOUBLE,
-                                                   TensorShape({this->WorkspaceSize(params.layout)}), &workspace));
-    Tensor* grad_x = nullptr;
-    OP_REQUIRES_OK(context, context->forward_input_or_allocate_output({0}, 0, x.shape(), &grad_x));
-    typename Kernel::Gradients gradients;
-    gradients.grad_x = DataOf<T>(grad_x);
-    gradients.workspace = workspace.flat<double>().data();
-    this->SetOutputs(outputs, &gradients);
-    LsqGrad(params, DataOf<T>(grad_y), DataOf<T>(x), gradients, CpuExecutionOf(context));
-  }
-};
-
-#define QATFAST_REGISTER_OP(NAME, KERNEL, T, P)                                                               \
-  REGISTER_KERNEL_BUILDER(Name(NAME).Device(DEVICE_CPU).TypeConstraint<T>("T").TypeConstraint<P>("P"),        \
-                          LsqOp<T, KERNEL<T, P>>);                                                            \
-  REGISTER_KERNEL_BUILDER(Name(NAME "Grad").Device(DEVICE_CPU).TypeConstraint<T>("T").TypeConstraint<P>("P"), \
-                          LsqGradOp<T, P, KERNEL<T, P>>);
-#define QATFAST_REGISTER(T, P)                                         \
-  QATFAST_REGISTER_OP("QatfastLsqSymmetric", LsqSymmetricKernel, T, P) \
-  QATFAST_REGISTER_OP("QatfastLsqUniform", LsqUniformKernel, T, P)
+#define QATFAST_REGISTER_OP(NAME, FAMILY, T, P, DEVICE, On)                                               \
+  REGISTER_KERNEL_BUILDER(Name(NAME).Device(DEVICE).TypeConstraint<T>("T").TypeConstraint<P>("P"),        \
+                          ForwardOp<FAMILY, T, On>);                                                      \
+  REGISTER_KERNEL_BUILDER(Name(NAME "Grad").Device(DEVICE).TypeConstraint<T>("T").TypeConstraint<P>("P"), \
+                          BackwardOp<FAMILY, T, On, true>);
+#define QATFAST_REGISTER(T, P, DEVICE, On)                                         \
+  QATFAST_REGISTER_OP("QatfastLsqSymmetric", LsqSymmetricFamily, T, P, DEVICE, On) \
+  QATFAST_REGISTER_OP("QatfastLsqUniform", LsqUniformFamily, T, P, DEVICE, On)
 QATFAST_REGISTER_TYPES(QATFAST_REGISTER)
 #undef QATFAST_REGISTER
 #undef QATFAST_REGISTER_OP

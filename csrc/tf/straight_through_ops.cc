@@ -3,12 +3,10 @@
 #include "core/straight_through.h"
 #include "tensorflow/core/framework/op.h"
 #include "tf/channel_op.h"
-#include "tf/cpu_execution_of.h"
 
 namespace qatfast {
 namespace {
 
-using tensorflow::DEVICE_CPU;
 using tensorflow::OpKernel;
 using tensorflow::OpKernelContext;
 using tensorflow::Tensor;
@@ -37,7 +35,7 @@ mask: The forward op's mask: one bit per element of grad_y, in whole bytes.
 grad_x: The gradient to the forward op's input, of the shape of grad_y.
 )doc");
 
-template <typename T>
+template <typename T, typename Device>
 class StraightThroughGradOp : public OpKernel {
  public:
   using OpKernel::OpKernel;
@@ -51,14 +49,16 @@ class StraightThroughGradOp : public OpKernel {
                                 grad_y.shape().DebugString(), ", got ", mask.shape().DebugString()));
     Tensor* grad_x = nullptr;
     OP_REQUIRES_OK(context, context->forward_input_or_allocate_output({0}, 0, grad_y.shape(), &grad_x));
+    const auto execution = Device::ExecutionOf(context);
     StraightThroughGrad(DataOf<T>(grad_y), mask.flat<uint8_t>().data(), DataOf<T>(grad_x), grad_y.NumElements(),
-                        CpuExecutionOf(context));
+                        execution);
+    OP_REQUIRES_OK(context, Device::StatusOf(execution));
   }
 };
 
-#define QATFAST_REGISTER(T, P)                                                                          \
-  REGISTER_KERNEL_BUILDER(Name("QatfastStraightThroughGrad").Device(DEVICE_CPU).TypeConstraint<T>("T"), \
-                          StraightThroughGradOp<T>);
+#define QATFAST_REGISTER(T, P, DEVICE, On)                                                          \
+  REGISTER_KERNEL_BUILDER(Name("QatfastStraightThroughGrad").Device(DEVICE).TypeConstraint<T>("T"), \
+                          StraightThroughGradOp<T, On>);
 QATFAST_REGISTER_TYPES(QATFAST_REGISTER)
 #undef QATFAST_REGISTER
 

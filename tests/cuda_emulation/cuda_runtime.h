@@ -1,0 +1,231 @@
+// A CPU in the place of a GPU: what the kernels use of CUDA, so that a C++ compiler takes the .cu files as they are and
+// tests run the very code that a GPU will run. Device memory is host memory.
+//
+// Each thread of a block is a fiber, which runs until it waits: at __syncthreads() for its block, in a shuffle for its
+// warp. Threads that wait for others that never come are an error. The order of threads can be varied: what depends on
+// it is a race. Blocks run one after another. What this does not show: speed, the memory model, alignment faults, and
+// anything that the device's own arithmetic does differently.
+#ifndef QATFAST_TESTS_CUDA_EMULATION_CUDA_RUNTIME_H_
+#define QATFAST_TESTS_CUDA_EMULATION_CUDA_RUNTIME_H_
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <iostream>
+#include <memory>
+#include <mutex>
+#include <numeric>
+#include <random>
+#include <tuple>
+#include <vector>
+
+#include "core/cpu_execution.h"
+#include "core/cuda_execution.h"
+
+#define __global__
+#define __device__
+#define __host__
+#define __shared__
+#define __launch_bounds__(...)
+
+struct dim3 {
+  unsigned x, y, z;
+  explicit dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+struct uint4 {
+  unsigned x, y, z, w;
+};
+
+inline dim3 blockIdx, threadIdx;
+
+namespace qatfast {
+namespace cuda {
+
+inline double shared_memory[48 * 1024 / sizeof(double)];
+
+}  // namespace cuda
+}  // namespace qatfast
+
+namespace cuda_emulation {
+
+constexpr int kWarp = 32;
+
+enum class Order { kForward, kBackward, kShuffled };
+
+struct Settings {
+  Order order = Order::kForward;
+  int64_t blocks_run = 0;
+  int64_t launch_count = 0;
+  std::mutex mutex;
+};
+inline Settings settings;
+
+inline void SetThreadOrder(Order order) { settings.order = order; }
+// Has only about `count` blocks of each grid run, spread over it, the first and the last included. 0: all.
+inline void SetBlocksRun(int64_t count) { settings.blocks_run = count; }
+inline int64_t LaunchCount() { return settings.launch_count; }
+
+[[noreturn]] inline void Die(const char* message) {
+  std::cerr << "cuda_emulation: " << message << " (block " << blockIdx.x << ")" << std::endl;
+  std::abort();
+}
+
+// The fibers of one block.
+class Block {
+ public:
+  explicit Block(int num_threads) : fibers_(num_threads), warp_values_(num_threads) {
+    for (Fiber& fiber : fibers_) fiber.stack.reset(new char[kStackBytes]);
+  }
+
+  void Run(const std::function<void()>& kernel) {
+    kernel_ = &kernel;
+    current_block = this;
+    std::memset(qatfast::cuda::shared_memory, 0xff, sizeof(qatfast::cuda::shared_memory));  // NaN, if read unwritten
+    for (int i = 0; i < size(); ++i) Prepare(i);
+    std::vector<int> order(fibers_.size());
+    std::iota(order.begin(), order.end(), 0);
+    if (settings.order == Order::kBackward) std::reverse(order.begin(), order.end());
+    for (int running = size(); running > 0;) {
+      if (settings.order == Order::kShuffled) std::shuffle(order.begin(), order.end(), random_);
+      bool any_ran = false;
+      for (int i : order) {
+        if (fibers_[i].state != State::kReady) continue;
+        any_ran = true;
+        Resume(i);
+        if (fibers_[i].state == State::kDone) --running;
+      }
+      if (!any_ran && !Release()) Die("threads wait for others that never come");
+    }
+  }
+
+  // Waits for the other threads of the block.
+  void WaitForBlock() { Wait(State::kWaitsForBlock); }
+
+  // The value that thread `lane ^ lane_mask` of the warp gives at the same time.
+  template <typename T>
+  T ExchangeInWarp(T value, int lane_mask) {
+    static_assert(sizeof(T) <= sizeof(uint64_t), "larger values are not shuffled at once");
+    const int self = running_;
+    std::memcpy(&warp_values_[self], &value, sizeof(T));
+    Wait(State::kWaitsForWarp);
+    T other;
+    std::memcpy(&other, &warp_values_[self ^ lane_mask], sizeof(T));
+    Wait(State::kWaitsForWarp);  // nobody writes before all have read
+    return other;
+  }
+
+  static inline Block* current_block = nullptr;
+
+ private:
+  static constexpr size_t kStackBytes = 64 * 1024;
+  enum class State { kReady, kWaitsForBlock, kWaitsForWarp, kDone };
+  struct Fiber {
+    ucontext_t context;
+    std::unique_ptr<char[]> stack;
+    State state;
+  };
+
+  int size() const { return static_cast<int>(fibers_.size()); }
+
+  void Prepare(int i) {
+    Fiber& fiber = fibers_[i];
+    fiber.state = State::kReady;
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_size = kStackBytes;
+    fiber.context.uc_link = &scheduler_;
+    makecontext(&fiber.context, &Block::Enter, 0);
+  }
+
+  static void Enter() {
+    Block& block = *current_block;
+    (*block.kernel_)();
+    block.fibers_[block.running_].state = State::kDone;
+  }
+
+  void Resume(int i) {
+    running_ = i;
+    threadIdx.x = static_cast<unsigned>(i);
+    swapcontext(&scheduler_, &fibers_[i].context);
+  }
+
+  void Wait(State state) {
+    Fiber& fiber = fibers_[running_];
+    fiber.state = state;
+    swapcontext(&fiber.context, &scheduler_);
+  }
+
+  // Wakes the warps, and else the block, all of whose threads wait for each other. False if there are none.
+  bool Release() {
+    bool any = false;
+    for (int first = 0; first < size(); first += kWarp) {
+      if (ReleaseIfAllWait(first, std::min(size(), first + kWarp), State::kWaitsForWarp)) any = true;
+    }
+    return any || ReleaseIfAllWait(0, size(), State::kWaitsForBlock);
+  }
+
+  bool ReleaseIfAllWait(int first, int last, State state) {
+    for (int i = first; i < last; ++i) {
+      if (fibers_[i].state != state) return false;
+    }
+    for (int i = first; i < last; ++i) fibers_[i].state = State::kReady;
+    return true;
+  }
+
+  std::vector<Fiber> fibers_;
+  std::vector<uint64_t> warp_values_;
+  ucontext_t scheduler_;
+  const std::function<void()>* kernel_ = nullptr;
+  int running_ = 0;
+  std::mt19937 random_{1};
+};
+
+}  // namespace cuda_emulation
+
+inline void __syncthreads() { cuda_emulation::Block::current_block->WaitForBlock(); }
+
+template <typename T>
+T __shfl_xor_sync(unsigned members, T value, int lane_mask) {
+  if (members != 0xffffffff) cuda_emulation::Die("only whole warps shuffle");
+  return cuda_emulation::Block::current_block->ExchangeInWarp(value, lane_mask);
+}
+
+enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidConfiguration = 9 };
+
+inline cudaError_t cudaGetLastError() { return cudaErrorInvalidConfiguration; }
+inline const char* cudaGetErrorString(cudaError_t) { return "invalid configuration argument"; }
+
+struct cudaLaunchConfig_t {
+  dim3 gridDim{}, blockDim{};
+  size_t dynamicSmemBytes = 0;
+  qatfast::CudaStream stream = nullptr;
+};
+
+template <typename... Params, typename... Args>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Params...), Args&&... args) {
+  using cuda_emulation::settings;
+  const std::lock_guard<std::mutex> lock(settings.mutex);
+  const int64_t num_blocks = config->gridDim.x;
+  if (num_blocks < 1 || num_blocks > 0x7fffffff || config->dynamicSmemBytes > sizeof(qatfast::cuda::shared_memory)) {
+    return cudaErrorInvalidConfiguration;
+  }
+  ++settings.launch_count;
+  const std::tuple<Params...> params(args...);
+  const std::function<void()> run = [&] { std::apply(kernel, params); };
+  const qatfast::ScopedFlushDenormals flush;
+  cuda_emulation::Block block(static_cast<int>(config->blockDim.x));
+  const bool all = settings.blocks_run <= 0 || settings.blocks_run >= num_blocks;
+  const int64_t count = all ? num_blocks : std::max<int64_t>(2, settings.blocks_run);
+  for (int64_t i = 0; i < count; ++i) {
+    blockIdx.x = static_cast<unsigned>(all ? i : i * (num_blocks - 1) / (count - 1));
+    block.Run(run);
+  }
+  return cudaSuccess;
+}
+
+#endif  // QATFAST_TESTS_CUDA_EMULATION_CUDA_RUNTIME_H_
