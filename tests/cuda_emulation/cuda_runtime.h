@@ -8,6 +8,7 @@
 #ifndef QATFAST_TESTS_CUDA_EMULATION_CUDA_RUNTIME_H_
 #define QATFAST_TESTS_CUDA_EMULATION_CUDA_RUNTIME_H_
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -75,18 +76,24 @@ inline int64_t LaunchCount() { return settings.launch_count; }
   std::abort();
 }
 
-// The fibers of one block.
+// The fibers of one block after another.
 class Block {
  public:
-  explicit Block(int num_threads) : fibers_(num_threads), warp_values_(num_threads) {
-    for (Fiber& fiber : fibers_) fiber.stack.reset(new char[kStackBytes]);
+  Block(int num_threads, const std::function<void()>& kernel)
+      : kernel_(kernel), fibers_(num_threads), warp_values_(num_threads) {
+    current_block = this;
+    for (Fiber& fiber : fibers_) {
+      fiber.stack.reset(new char[kStackBytes]);
+      getcontext(&fiber.start);
+      fiber.start.uc_stack.ss_sp = fiber.stack.get();
+      fiber.start.uc_stack.ss_size = kStackBytes;
+      makecontext(&fiber.start, &Block::Enter, 0);
+    }
   }
 
-  void Run(const std::function<void()>& kernel) {
-    kernel_ = &kernel;
-    current_block = this;
+  void Run() {
     std::memset(qatfast::cuda::shared_memory, 0xff, sizeof(qatfast::cuda::shared_memory));  // NaN, if read unwritten
-    for (int i = 0; i < size(); ++i) Prepare(i);
+    for (Fiber& fiber : fibers_) fiber.state = State::kReady;
     std::vector<int> order(fibers_.size());
     std::iota(order.begin(), order.end(), 0);
     if (settings.order == Order::kBackward) std::reverse(order.begin(), order.end());
@@ -125,39 +132,36 @@ class Block {
   static constexpr size_t kStackBytes = 64 * 1024;
   enum class State { kReady, kWaitsForBlock, kWaitsForWarp, kDone };
   struct Fiber {
-    ucontext_t context;
+    ucontext_t start;  // jumps alone would save a fiber's way, not give it a stack
     std::unique_ptr<char[]> stack;
+    bool has_started = false;
+    jmp_buf place;
     State state;
   };
 
   int size() const { return static_cast<int>(fibers_.size()); }
 
-  void Prepare(int i) {
-    Fiber& fiber = fibers_[i];
-    fiber.state = State::kReady;
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
-    fiber.context.uc_stack.ss_size = kStackBytes;
-    fiber.context.uc_link = &scheduler_;
-    makecontext(&fiber.context, &Block::Enter, 0);
-  }
-
   static void Enter() {
     Block& block = *current_block;
-    (*block.kernel_)();
-    block.fibers_[block.running_].state = State::kDone;
+    while (true) {
+      block.kernel_();
+      block.Wait(State::kDone);
+    }
   }
 
   void Resume(int i) {
     running_ = i;
     threadIdx.x = static_cast<unsigned>(i);
-    swapcontext(&scheduler_, &fibers_[i].context);
+    if (_setjmp(scheduler_) != 0) return;
+    if (fibers_[i].has_started) _longjmp(fibers_[i].place, 1);
+    fibers_[i].has_started = true;
+    setcontext(&fibers_[i].start);
   }
 
   void Wait(State state) {
     Fiber& fiber = fibers_[running_];
     fiber.state = state;
-    swapcontext(&fiber.context, &scheduler_);
+    if (_setjmp(fiber.place) == 0) _longjmp(scheduler_, 1);
   }
 
   // Wakes the warps, and else the block, all of whose threads wait for each other. False if there are none.
@@ -177,10 +181,10 @@ class Block {
     return true;
   }
 
+  const std::function<void()>& kernel_;
   std::vector<Fiber> fibers_;
   std::vector<uint64_t> warp_values_;
-  ucontext_t scheduler_;
-  const std::function<void()>* kernel_ = nullptr;
+  jmp_buf scheduler_;
   int running_ = 0;
   std::mt19937 random_{1};
 };
@@ -218,12 +222,12 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   const std::tuple<Params...> params(args...);
   const std::function<void()> run = [&] { std::apply(kernel, params); };
   const qatfast::ScopedFlushDenormals flush;
-  cuda_emulation::Block block(static_cast<int>(config->blockDim.x));
+  cuda_emulation::Block block(static_cast<int>(config->blockDim.x), run);
   const bool all = settings.blocks_run <= 0 || settings.blocks_run >= num_blocks;
   const int64_t count = all ? num_blocks : std::max<int64_t>(2, settings.blocks_run);
   for (int64_t i = 0; i < count; ++i) {
     blockIdx.x = static_cast<unsigned>(all ? i : i * (num_blocks - 1) / (count - 1));
-    block.Run(run);
+    block.Run();
   }
   return cudaSuccess;
 }
