@@ -1,4 +1,4 @@
-# make demo | test | bench | lint. Each makes the virtual environment that it needs, and installs what is missing.
+# make demo | test | bench | lint | cuda-check. Each makes the virtual environment that it needs, and installs what is missing.
 #
 # TF is the TensorFlow to build against and run on: make test TF=2.15.1. Each has an environment of its own.
 
@@ -13,13 +13,20 @@ BIN := $(VENV)/bin
 # Sony's Model Compression Toolkit, which tests compare with, stops at TensorFlow 2.15.
 comma := ,
 EXTRAS := test,bench,demo$(if $(filter 2.15.%,$(TF)),$(comma)mct)
-SOURCES := pyproject.toml setup.py README.md $(shell find csrc qatfast -name '*.cc' -o -name '*.h' -o -name '*.py')
-FORMATTED := $(shell find csrc -name '*.cc' -o -name '*.h')
+SOURCES := pyproject.toml setup.py cuda_build.py README.md \
+	$(shell find csrc qatfast -name '*.cc' -o -name '*.h' -o -name '*.cu' -o -name '*.py')
+FORMATTED := $(shell find csrc tests -name '*.cc' -o -name '*.h' -o -name '*.cu')
+# The CUDA kernels compiled for a CPU, for tests: see tests/cuda_emulation/cuda_runtime.h.
+CUDA_SOURCES := $(wildcard csrc/core/*_cuda.cu)
+EMULATION := $(VENV)/emulation
+EMULATED_SOURCES := $(CUDA_SOURCES) csrc/core/cpu_execution.cc csrc/py/cuda_functions.cc tests/cuda_emulation/module.cc
+EMULATION_FLAGS := -O1 -std=c++17 -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno -fno-trapping-math \
+	-Wall -Wextra -Wno-unknown-pragmas -Werror -I tests/cuda_emulation -I csrc
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: install demo test bench lint format clean
+.PHONY: install demo test bench lint format cuda-check clean
 
 install: $(VENV)/.installed
 
@@ -36,8 +43,18 @@ $(VENV)/.installed: $(VENV)/.tensorflow $(SOURCES)
 demo: install
 	$(BIN)/python examples/mnist_qat.py --output demo_output
 
-test: install
-	HYPOTHESIS_PROFILE=ci $(BIN)/pytest -n $(JOBS) tests
+$(EMULATION)/_emulated_cuda.so: $(VENV)/.tensorflow $(EMULATED_SOURCES) $(shell find csrc tests/cuda_emulation -name '*.h')
+	mkdir -p $(EMULATION)
+	printf '%s\n' $(EMULATED_SOURCES) | xargs -P $(JOBS) -I{} sh -c \
+		'$(CXX) -x c++ $(EMULATION_FLAGS) $$($(BIN)/python -m pybind11 --includes) -c {} -o $(EMULATION)/$$(basename {}).o'
+	$(CXX) -shared $(addsuffix .o,$(addprefix $(EMULATION)/,$(notdir $(EMULATED_SOURCES)))) -o $@
+
+test: install $(if $(CUDA_SOURCES),$(EMULATION)/_emulated_cuda.so)
+	HYPOTHESIS_PROFILE=ci PYTHONPATH=$(EMULATION) $(BIN)/pytest -n $(JOBS) tests
+
+# Compiles the CUDA kernels for every architecture: no warning, no spill, the table in docs/ up to date.
+cuda-check:
+	QATFAST_JOBS=$(JOBS) $(PYTHON) tools/cuda_report.py --check
 
 # BENCH: options for pytest, such as --quick or --shape 1024,1024. COMPARE: an earlier JSON.
 bench: install

@@ -229,7 +229,7 @@ __device__ T BackwardElement(const Formula& formula, const Channel<Formula>& cha
 
 // A team, a warp or a whole block, per piece. Shared memory: for blocks, that of TeamSum.
 template <int kTeam, typename T, typename Formula>
-__global__ void __launch_bounds__(kThreads) ReduceRuns(Op<Formula> op, BackwardArrays<T> arrays, RunPieces pieces) {
+__global__ void __launch_bounds__(kThreads, 2) ReduceRuns(Op<Formula> op, BackwardArrays<T> arrays, RunPieces pieces) {
   constexpr int kWidth = kPackWidth<T>;
   const int member = threadIdx.x % kTeam;
   const int64_t piece = static_cast<int64_t>(blockIdx.x) * (kThreads / kTeam) + threadIdx.x / kTeam;

@@ -10,8 +10,11 @@
 
 #include "core/bit_mask.h"
 #include "core/straight_through.h"
-#include "py/arrays.h"
 #include "py/calls.h"
+#include "py/numpy_arrays.h"
+#if QATFAST_CUDA
+#include "py/cuda_functions.h"
+#endif
 
 namespace qatfast {
 namespace {
@@ -62,27 +65,43 @@ struct NamedParameter {
   py::object value;
 };
 
-template <typename A>
-std::vector<py::array> ConvertParameters(const std::string& op, const std::vector<NamedParameter>& parameters) {
+// Parameters as arrays, which the views refer to.
+struct Parameters {
   std::vector<py::array> arrays;
+  std::vector<ArrayView> views;
+};
+
+template <typename A>
+Parameters ConvertParameters(const std::string& op, const std::vector<NamedParameter>& parameters) {
+  Parameters converted;
   for (const NamedParameter& parameter : parameters) {
-    arrays.push_back(Parameter<A>(op, parameter.name, parameter.value));
+    converted.arrays.push_back(Parameter<A>(op, parameter.name, parameter.value));
+    converted.views.push_back(ViewOf(converted.arrays.back()));
   }
-  return arrays;
+  return converted;
+}
+
+// Outputs lie apart from parameters, which kernels go on reading while they write.
+void CheckApartFrom(const std::string& op, const py::array& out, const std::vector<NamedParameter>& names,
+                    const Parameters& parameters) {
+  for (size_t i = 0; i < names.size(); ++i) CheckApart(op, "out", ViewOf(out), names[i].name, parameters.views[i]);
 }
 
 // y, or (y, mask).
 template <template <typename> typename Call, typename Attributes>
 py::object Forward(const std::string& op, const py::array& x, const std::vector<NamedParameter>& parameters,
                    const Attributes& attributes, bool save_mask, const Run& run) {
-  return WithType(op, "x", x, [&](auto type) -> py::object {
+  const ArrayView view = ViewOf(x);
+  return WithType(op, "x", view, [&](auto type) -> py::object {
     using T = decltype(type);
-    const T* from = Elements<T>(op, "x", x);
+    const T* from = Elements<T>(op, "x", view);
     const auto inputs = ConvertParameters<Arithmetic<T>>(op, parameters);
-    const Call<T> call(op, attributes, x, inputs);
+    const Call<T> call(op, attributes, view.shape, inputs.views);
+    call.CheckValues(op);
     const CpuExecution execution = MakeExecution(op, run);
     py::array y = OutputLike(op, run.out, x);
-    T* to = WritableElements<T>(op, "out", y);
+    T* to = WritableElements<T>(op, "out", ViewOf(y));
+    CheckApartFrom(op, y, parameters, inputs);
     py::array_t<uint8_t> mask(save_mask ? BitMaskBytes(x.size()) : 0);
     uint8_t* bits = save_mask ? mask.mutable_data() : nullptr;
     {
@@ -99,30 +118,34 @@ template <template <typename> typename Call, typename Attributes>
 py::tuple Backward(const std::string& op, const py::array& grad_y, const py::array& x,
                    const std::vector<NamedParameter>& parameters, const Attributes& attributes, bool with_parameters,
                    const Run& run) {
-  return WithType(op, "x", x, [&](auto type) {
+  const ArrayView view = ViewOf(x);
+  return WithType(op, "x", view, [&](auto type) {
     using T = decltype(type);
     using A = Arithmetic<T>;
-    const T* from_grad_y = Elements<T>(op, "grad_y", grad_y);
-    const T* from_x = Elements<T>(op, "x", x);
-    CheckShape(op, "grad_y", grad_y, x);
+    constexpr size_t kParameters = Call<T>::kParameters.size();
+    const T* from_grad_y = Elements<T>(op, "grad_y", ViewOf(grad_y));
+    const T* from_x = Elements<T>(op, "x", view);
+    CheckShape(op, "grad_y", ViewOf(grad_y), view.shape);
     const auto inputs = ConvertParameters<A>(op, parameters);
-    const Call<T> call(op, attributes, x, inputs);
+    const Call<T> call(op, attributes, view.shape, inputs.views);
+    call.CheckValues(op);
     const CpuExecution execution = MakeExecution(op, run);
     py::array grad_x = OutputLike(op, run.out, x);
-    CheckOverlap(op, "grad_y", grad_x, grad_y);
-    T* to = WritableElements<T>(op, "out", grad_x);
-    py::tuple results(1 + Call<T>::kParameters);
+    CheckOverlap(op, "grad_y", ViewOf(grad_x), ViewOf(grad_y));
+    T* to = WritableElements<T>(op, "out", ViewOf(grad_x));
+    CheckApartFrom(op, grad_x, parameters, inputs);
+    py::tuple results(1 + kParameters);
     results[0] = grad_x;
-    A* grads[Call<T>::kParameters] = {};
+    A* grads[kParameters] = {};
     std::vector<double> workspace;
-    for (int i = 0; i < Call<T>::kParameters; ++i) {
+    for (size_t i = 0; i < kParameters; ++i) {
       results[1 + i] = py::none();
       if (!with_parameters) continue;
-      py::array_t<A> grad(ShapeOf(inputs[i]));
+      py::array_t<A> grad(inputs.views[i].shape);
       grads[i] = grad.mutable_data();
       results[1 + i] = std::move(grad);
     }
-    if (with_parameters) workspace.resize(call.WorkspaceSize(execution));
+    if (with_parameters) workspace.resize(GradWorkspaceSize(call.params, execution));
     {
       py::gil_scoped_release release;
       call.Backward(from_grad_y, from_x, to, grads, workspace.data(), execution);
@@ -133,17 +156,16 @@ py::tuple Backward(const std::string& op, const py::array& grad_y, const py::arr
 
 py::array PyStraightThroughGrad(const py::array& grad_y, const py::array& mask, const Run& run) {
   const std::string op = "straight_through_grad";
-  return WithType(op, "grad_y", grad_y, [&](auto type) {
+  const ArrayView view = ViewOf(grad_y);
+  return WithType(op, "grad_y", view, [&](auto type) {
     using T = decltype(type);
-    const T* from = Elements<T>(op, "grad_y", grad_y);
-    const uint8_t* bits = Elements<uint8_t>(op, "mask", mask);
-    const std::vector<py::ssize_t> wanted = {static_cast<py::ssize_t>(BitMaskBytes(grad_y.size()))};
-    if (ShapeOf(mask) != wanted) {
-      Fail(op, "mask", "of shape (" + std::to_string(wanted[0]) + ",)", ShapeString(mask));
-    }
+    const T* from = Elements<T>(op, "grad_y", view);
+    const uint8_t* bits = Elements<uint8_t>(op, "mask", ViewOf(mask));
+    CheckShape(op, "mask", ViewOf(mask), {BitMaskBytes(view.size())});
     const CpuExecution execution = MakeExecution(op, run);
     py::array grad_x = OutputLike(op, run.out, grad_y);
-    T* to = WritableElements<T>(op, "out", grad_x);
+    T* to = WritableElements<T>(op, "out", ViewOf(grad_x));
+    CheckApart(op, "out", ViewOf(grad_x), "mask", ViewOf(mask));
     const int64_t size = grad_y.size();
     py::gil_scoped_release release;
     StraightThroughGrad(from, bits, to, size, execution);
@@ -193,6 +215,9 @@ py::dict BuildFacts() {
   facts["tensorflow"] = QATFAST_TENSORFLOW_VERSION;
   facts["compiler"] = __VERSION__;
   facts["cuda_architectures"] = py::list();
+#if QATFAST_CUDA
+  facts["cuda_architectures"] = py::str(QATFAST_CUDA_ARCHITECTURES).attr("split")(";");
+#endif
   return facts;
 }
 
@@ -297,4 +322,8 @@ PYBIND11_MODULE(_core, m) {
         "Copies the bytes of an array on several threads: the speed limit that kernels are held against.");
   m.def("cpu_features", &CpuFeatures, "Instruction sets that have kernels of their own here, the best last.");
   m.def("build_facts", &BuildFacts, "What this library was built from and for.");
+#if QATFAST_CUDA
+  py::module_ cuda = m.def_submodule("cuda");
+  DefineCuda(cuda);
+#endif
 }

@@ -1,0 +1,131 @@
+// Arrays in the memory of a CUDA device, whatever library they come from: by DLPack (CuPy, PyTorch, JAX), or else by
+// the CUDA array interface.
+#ifndef QATFAST_PY_DEVICE_ARRAYS_H_
+#define QATFAST_PY_DEVICE_ARRAYS_H_
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <string>
+
+#include "py/array_view.h"
+
+namespace qatfast {
+
+// DLPack's C interface (https://dmlc.github.io/dlpack/latest/c_api.html), before its versioned form.
+namespace dlpack {
+
+constexpr int kCuda = 2, kCudaManaged = 13;
+constexpr int kUInt = 1, kFloat = 2, kBFloat = 4;
+
+struct Tensor {
+  void* data;
+  struct {
+    int32_t type;
+    int32_t id;
+  } device;
+  int32_t rank;
+  struct {
+    uint8_t code;
+    uint8_t bits;
+    uint16_t lanes;
+  } dtype;
+  int64_t* shape;
+  int64_t* strides;  // in elements; null: contiguous
+  uint64_t byte_offset;
+};
+
+struct ManagedTensor {
+  Tensor tensor;
+  void* context;
+  void (*deleter)(ManagedTensor*);
+};
+
+}  // namespace dlpack
+
+// A view of a device array, and what keeps its memory alive.
+class DeviceArray {
+ public:
+  DeviceArray(const std::string& op, const std::string& argument, const py::object& array) : array_(array) {
+    const bool has_dlpack = py::hasattr(array, "__dlpack__") && py::hasattr(array, "__dlpack_device__");
+    if (has_dlpack && IsOnCuda(array)) {
+      ReadDlpack(op, argument);
+    } else if (!has_dlpack && py::hasattr(array, "__cuda_array_interface__")) {
+      ReadCudaArrayInterface();
+    } else {
+      Fail(op, argument, "an array on a CUDA device", py::type::of(array).attr("__name__").cast<std::string>());
+    }
+  }
+
+  const ArrayView& view() const { return view_; }
+
+ private:
+  static bool IsOnCuda(const py::object& array) {
+    const int device = array.attr("__dlpack_device__")().cast<py::tuple>()[0].cast<int>();
+    return device == dlpack::kCuda || device == dlpack::kCudaManaged;
+  }
+
+  void ReadDlpack(const std::string& op, const std::string& argument) {
+    using namespace py::literals;
+    // -1: the caller orders the streams, as he does for the kernels.
+    py::capsule capsule = array_.attr("__dlpack__")("stream"_a = -1);
+    auto* managed = capsule.get_pointer<dlpack::ManagedTensor>();
+    capsule.set_name("used_dltensor");
+    managed_.reset(managed, [](dlpack::ManagedTensor* tensor) {
+      if (tensor->deleter != nullptr) tensor->deleter(tensor);
+    });
+    const dlpack::Tensor& tensor = managed->tensor;
+    view_.data = static_cast<char*>(tensor.data) + tensor.byte_offset;
+    view_.itemsize = tensor.dtype.bits / 8 * tensor.dtype.lanes;
+    view_.dtype = DlpackDtype(tensor.dtype.code, tensor.dtype.bits);
+    if (tensor.dtype.lanes != 1) Fail(op, argument, "of one number per element", std::to_string(tensor.dtype.lanes));
+    view_.shape.assign(tensor.shape, tensor.shape + tensor.rank);
+    view_.strides = ContiguousStrides();
+    for (int i = 0; tensor.strides != nullptr && i < tensor.rank; ++i) {
+      view_.strides[i] = tensor.strides[i] * view_.itemsize;
+    }
+  }
+
+  void ReadCudaArrayInterface() {
+    const auto interface = array_.attr("__cuda_array_interface__").cast<py::dict>();
+    const auto data = interface["data"].cast<py::tuple>();
+    view_.data = reinterpret_cast<void*>(data[0].cast<uintptr_t>());
+    view_.is_writable = !data[1].cast<bool>();
+    // Some describe bfloat16 as raw bytes, so the array itself is asked for its type where it tells.
+    const auto typestr = interface["typestr"].cast<std::string>();
+    const py::object dtype = py::module_::import("numpy").attr("dtype")(typestr);
+    view_.itemsize = dtype.attr("itemsize").cast<int64_t>();
+    const bool is_raw = dtype.attr("kind").cast<std::string>() == "V" && py::hasattr(array_, "dtype");
+    const std::string name = py::str(is_raw ? py::object(array_.attr("dtype")) : dtype);
+    view_.dtype = name.substr(name.rfind('.') + 1);  // "torch.bfloat16"
+    view_.shape = interface["shape"].cast<std::vector<int64_t>>();
+    view_.strides = ContiguousStrides();
+    if (interface.contains("strides") && !interface["strides"].is_none()) {
+      view_.strides = interface["strides"].cast<std::vector<int64_t>>();
+    }
+  }
+
+  static std::string DlpackDtype(int code, int bits) {
+    const std::string width = std::to_string(bits);
+    if (code == dlpack::kFloat) return "float" + width;
+    if (code == dlpack::kBFloat) return "bfloat" + width;
+    if (code == dlpack::kUInt) return "uint" + width;
+    return "DLPack type " + std::to_string(code) + " of " + width + " bits";
+  }
+
+  std::vector<int64_t> ContiguousStrides() const {
+    std::vector<int64_t> strides(view_.shape.size());
+    int64_t stride = view_.itemsize;
+    for (size_t i = strides.size(); i-- > 0; stride *= view_.shape[i]) strides[i] = stride;
+    return strides;
+  }
+
+  py::object array_;
+  std::shared_ptr<dlpack::ManagedTensor> managed_;
+  ArrayView view_;
+};
+
+}  // namespace qatfast
+
+#endif  // QATFAST_PY_DEVICE_ARRAYS_H_

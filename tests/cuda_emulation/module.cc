@@ -1,0 +1,26 @@
+// The module _core.cuda on the emulator, and the emulator's settings.
+
+#include <cuda_runtime.h>
+
+#include "py/array_view.h"
+#include "py/cuda_functions.h"
+
+namespace {
+
+void SetThreadOrder(const std::string& order) {
+  using cuda_emulation::Order;
+  for (const auto& [name, value] :
+       {std::pair("forward", Order::kForward), {"backward", Order::kBackward}, {"shuffled", Order::kShuffled}}) {
+    if (order == name) return cuda_emulation::SetThreadOrder(value);
+  }
+  qatfast::Fail("set_thread_order", "order", "forward, backward or shuffled", order);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_emulated_cuda, m) {
+  qatfast::DefineCuda(m);
+  m.def("set_thread_order", &SetThreadOrder);
+  m.def("set_blocks_run", &cuda_emulation::SetBlocksRun);
+  m.def("launch_count", &cuda_emulation::LaunchCount);
+}
