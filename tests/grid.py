@@ -2,7 +2,6 @@
 
 import ml_dtypes
 import numpy as np
-import tensorflow as tf
 
 # Shapes with a channel axis (None: per tensor): each regime of the kernels, the borders between them (tiles are 2048
 # wide, runs are 64 long at least), lengths that no vector width divides, size-one axes, and nothing at all.
@@ -111,6 +110,8 @@ def draw_gradients(rng, shape, dtype=np.float32):
 
 def forward_and_gradients(function, x, *parameters, grad_y, **attributes):
     """y, grad_x and the gradients of the parameters as NumPy arrays."""
+    import tensorflow as tf  # the rest of the grid serves where there is none
+
     inputs = [tf.constant(value) for value in (x, *parameters)]
     with tf.GradientTape() as tape:
         tape.watch(inputs)

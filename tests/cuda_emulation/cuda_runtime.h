@@ -67,7 +67,7 @@ struct Settings {
 inline Settings settings;
 
 inline void SetThreadOrder(Order order) { settings.order = order; }
-// Has only about `count` blocks of each grid run, spread over it, the first and the last included. 0: all.
+// Has only `count` blocks of each grid run, half of them the first, half the last. 0: all.
 inline void SetBlocksRun(int64_t count) { settings.blocks_run = count; }
 inline int64_t LaunchCount() { return settings.launch_count; }
 
@@ -224,9 +224,9 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   const qatfast::ScopedFlushDenormals flush;
   cuda_emulation::Block block(static_cast<int>(config->blockDim.x), run);
   const bool all = settings.blocks_run <= 0 || settings.blocks_run >= num_blocks;
-  const int64_t count = all ? num_blocks : std::max<int64_t>(2, settings.blocks_run);
+  const int64_t count = all ? num_blocks : settings.blocks_run;
   for (int64_t i = 0; i < count; ++i) {
-    blockIdx.x = static_cast<unsigned>(all ? i : i * (num_blocks - 1) / (count - 1));
+    blockIdx.x = static_cast<unsigned>(all || i < count / 2 ? i : num_blocks - count + i);
     block.Run();
   }
   return cudaSuccess;

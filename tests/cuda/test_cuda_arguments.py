@@ -1,0 +1,120 @@
+"""Arguments of the functions on device arrays: what is refused, and how it is said."""
+
+import numpy as np
+import pytest
+from device import DeviceArray
+
+FLOAT = np.float32
+
+
+def arguments(device):
+    """Good arguments of fake_quant_grad with sums, and of what else there is."""
+    return {
+        "grad_y": device.put(np.ones((3, 4), FLOAT)),
+        "x": device.put(np.ones((3, 4), FLOAT)),
+        "min": device.put(np.array(-1, FLOAT)),
+        "max": device.put(np.array(1, FLOAT)),
+        "out": device.empty((3, 4), FLOAT),
+        "grad_min": device.empty((), FLOAT),
+        "grad_max": device.empty((), FLOAT),
+        "workspace": device.empty((100,), np.float64),
+    }
+
+
+def strided(array, strides):
+    """The same memory with other strides."""
+
+    class Strided:
+        dtype = array.dtype
+        __cuda_array_interface__ = array.__cuda_array_interface__ | {"strides": strides}
+
+    return Strided()
+
+
+def read_only(array):
+    return DeviceArray(array.memory, array.offset, array.shape, array.dtype, read_only=True)
+
+
+ERRORS = [
+    ("x", lambda device, good: np.ones((3, 4), FLOAT), "x must be an array on a CUDA device, got ndarray"),
+    ("min", lambda device, good: 1.0, "min must be an array on a CUDA device, got float"),
+    ("x", lambda device, good: device.put(np.ones((3, 4), np.int32)), "x must be of dtype float32, float16, bfloat16"),
+    ("x", lambda device, good: strided(good["x"], (4, 12)), "x must be C-contiguous and aligned to its elements, got"),
+    ("min", lambda device, good: device.put(np.array(-1.0)), "min must be of dtype float32, got float64"),
+    ("max", lambda device, good: device.put(np.ones(4, FLOAT)), r"max must be of shape \(\), got \(4,\)"),
+    ("grad_y", lambda device, good: device.put(np.ones((4, 3), FLOAT)), r"grad_y must be of shape \(3, 4\), got"),
+    ("out", lambda device, good: device.empty((12,), FLOAT), r"out must be of shape \(3, 4\), got \(12,\)"),
+    ("out", lambda device, good: read_only(good["out"]), "out must be writeable, got a read-only array"),
+    ("grad_min", lambda device, good: device.empty((1,), FLOAT), r"grad_min must be of shape \(\), got \(1,\)"),
+    ("grad_min", lambda device, good: None, "grad_min and grad_max must be given both or neither, got one of them"),
+    ("grad_min", lambda device, good: good["grad_max"], "grad_max must be apart from grad_min, got an array that"),
+    ("workspace", lambda device, good: None, "workspace must be an array on a CUDA device, got NoneType"),
+    (
+        "workspace",
+        lambda device, good: device.empty((0,), np.float64),
+        "workspace must be of at least 2 elements, got 0",
+    ),
+    ("workspace", lambda device, good: device.empty((9,), FLOAT), "workspace must be of dtype float64, got float32"),
+    ("num_bits", lambda device, good: 17, "num_bits must be from 2 to 16, got 17"),
+    ("axis", lambda device, good: 2, r"axis must be an axis of x, of shape \(3, 4\), got 2"),
+]
+
+
+@pytest.mark.parametrize(("argument", "make", "message"), ERRORS)
+def test_bad_arguments_are_named(device, argument, make, message):
+    good = arguments(device)
+    with pytest.raises(ValueError, match=f"^fake_quant_grad: {message}"):
+        device.functions.fake_quant_grad(**(good | {argument: make(device, good)}))
+    device.functions.fake_quant_grad(**good)
+
+
+def test_a_mask_of_another_size_is_refused(device):
+    good = arguments(device)
+    mask = device.empty((3,), np.uint8)
+    with pytest.raises(ValueError, match=r"fake_quant: mask must be of shape \(2,\), got \(3,\)"):
+        device.functions.fake_quant(good["x"], good["min"], good["max"], out=good["out"], mask=mask)
+    with pytest.raises(ValueError, match=r"straight_through_grad: mask must be of shape \(2,\), got \(3,\)"):
+        device.functions.straight_through_grad(good["x"], mask, out=good["out"])
+
+
+def test_an_output_that_overlaps_what_is_read_is_refused(device):
+    x = device.put(np.ones(12, FLOAT))
+    shifted = DeviceArray(x.memory, x.offset + 4, (11,), FLOAT)
+    first = DeviceArray(x.memory, x.offset, (11,), FLOAT)
+    low, high = device.put(np.array(-1, FLOAT)), device.put(np.array(1, FLOAT))
+    with pytest.raises(ValueError, match="fake_quant: out must be x itself or apart from it"):
+        device.functions.fake_quant(first, low, high, out=shifted)
+    with pytest.raises(ValueError, match="fake_quant: out must be apart from min"):
+        device.functions.fake_quant(first, DeviceArray(x.memory, x.offset, (), FLOAT), high, out=first)
+
+
+def test_an_unknown_op_or_axis_has_no_workspace(device):
+    x = arguments(device)["x"]
+    with pytest.raises(
+        ValueError, match="workspace_size: op must be fake_quant, lsq_symmetric or lsq_uniform, got lsq"
+    ):
+        device.functions.workspace_size("lsq", x)
+    with pytest.raises(ValueError, match="workspace_size: axis must be an axis of x"):
+        device.functions.workspace_size("fake_quant", x, axis=5)
+
+
+@pytest.mark.gpu
+def test_arrays_of_cupy_and_pytorch_are_taken_on_their_streams(core):
+    cupy, torch = pytest.importorskip("cupy"), pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    values = np.linspace(-2, 2, 1000, dtype=FLOAT)
+    expected = core.fake_quant(values, FLOAT(-1), FLOAT(1))
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        x, low, high = cupy.asarray(values), cupy.asarray(FLOAT(-1)), cupy.asarray(FLOAT(1))
+        out = cupy.empty_like(x)
+        core.cuda.fake_quant(x, low, high, out=out, stream=stream.ptr)
+        np.testing.assert_array_equal(cupy.asnumpy(out, stream=stream), expected)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        x = torch.tensor(values, device="cuda").to(dtype)
+        low, high, out = (torch.tensor(v, device="cuda") for v in (-1.0, 1.0)), None, torch.empty_like(x)
+        low, high = low
+        core.cuda.fake_quant(x, low, high, out=out, stream=torch.cuda.current_stream().cuda_stream)
+        exact = core.fake_quant(x.float().cpu().numpy(), FLOAT(-1), FLOAT(1))
+        np.testing.assert_array_equal(out.float().cpu().numpy(), torch.tensor(exact).to(dtype).float().numpy())

@@ -1,0 +1,36 @@
+"""Cases for the kernels without TensorFlow: every op on the grid's layouts, and on larger ones."""
+
+import ml_dtypes
+import numpy as np
+from grid import LAYOUTS, PARAMETER_DTYPE, draw_gradients, draw_inputs, draw_ranges, draw_thresholds, number_of_channels
+
+# Large enough for several blocks of work in each regime of the kernels, which the grid of shapes is not.
+LARGE_LAYOUTS = [
+    ((300_001,), None),
+    ((5, 70_001), 0),
+    ((3, 2, 50_000), 1),
+    ((700, 600), 1),
+    ((400, 300, 3), 1),
+    ((90, 3001), 1),
+]
+FEW_LAYOUTS = [((32769,), None), ((3, 32800), 0), ((9, 4097), 1), ((300, 3, 5), 1), ((3, 2, 50_000), 1)]
+LSQ = {"grad_scale": 0.37}
+OPS = {"fake_quant": {}, "lsq_symmetric": LSQ, "lsq_uniform": LSQ}
+DTYPES = [np.float16, ml_dtypes.bfloat16, np.float64]
+
+# Every op on the whole grid in float32, and on a part of it in the other types.
+CASES = [(op, np.float32, shape, axis) for op in OPS for shape, axis in LAYOUTS + LARGE_LAYOUTS]
+CASES += [(op, dtype, shape, axis) for op in OPS for dtype in DTYPES for shape, axis in FEW_LAYOUTS]
+
+
+def draw_case(op, dtype, shape, axis, seed=0):
+    """Gradient, x, and the parameters of the op."""
+    rng = np.random.default_rng(seed)
+    channels, parameter_dtype = number_of_channels(shape, axis), PARAMETER_DTYPE[np.dtype(dtype)].type
+    if op == "lsq_symmetric":
+        threshold = np.asarray(draw_thresholds(rng, channels, parameter_dtype))
+        parameters, ends = (threshold,), (-threshold, threshold)
+    else:
+        zeros = 0.1 if op == "fake_quant" else 0.0
+        parameters = ends = tuple(np.asarray(end) for end in draw_ranges(rng, channels, parameter_dtype, zeros))
+    return draw_gradients(rng, shape, dtype), draw_inputs(rng, shape, *ends, 8, axis, dtype), parameters
