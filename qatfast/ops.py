@@ -61,7 +61,8 @@ def fake_quant(x, min, max, *, num_bits=8, narrow_range=False, axis=None, includ
     Raises:
         ValueError: an attribute is out of range, or a static shape does not fit.
         TypeError: a tensor is of another dtype.
-        InvalidArgumentError: when it runs, a range cannot be quantized to, or a shape does not fit.
+        InvalidArgumentError: when it runs, a range cannot be quantized to, or a shape does not fit. On a GPU, where
+            looking at a range would stop the stream, its channel gives NaN instead, and no gradient passes.
     """
     attributes = {"num_bits": num_bits, "narrow_range": narrow_range, "include_zero": include_zero}
     if _native is None:
@@ -113,7 +114,7 @@ def lsq_symmetric(
         ValueError: an attribute is out of range, or a static shape does not fit.
         TypeError: a tensor is of another dtype.
         InvalidArgumentError: when it runs, a threshold is not finite or too small to divide by, or a shape does not
-            fit.
+            fit. On a GPU, such a threshold's channel gives NaN instead, and no gradient passes.
     """
     attributes = {
         "num_bits": num_bits,
@@ -161,7 +162,8 @@ def lsq_uniform(x, min, max, *, num_bits=8, grad_scale=1.0, axis=None, min_width
     Raises:
         ValueError: an attribute is out of range, or a static shape does not fit.
         TypeError: a tensor is of another dtype.
-        InvalidArgumentError: when it runs, a range is not finite or cannot be quantized to, or a shape does not fit.
+        InvalidArgumentError: when it runs, a range is not finite or cannot be quantized to, or a shape does not fit. On
+            a GPU, such a range's channel gives NaN instead, and no gradient passes.
     """
     attributes = {"num_bits": num_bits, "grad_scale": grad_scale, "min_width": min_width}
     if _native is None:

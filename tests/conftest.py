@@ -6,6 +6,7 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import pytest  # noqa: E402
+import tensorflow as tf  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
 import qatfast  # noqa: E402
@@ -15,6 +16,16 @@ settings.register_profile("ci", parent=settings.get_profile("default"), max_exam
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 BACKENDS = {"native": qatfast.ops, "reference": qatfast.reference}
+
+
+@pytest.fixture(autouse=True)
+def placed_on_the_cpu(request):
+    """Tests that are not about a GPU run on the CPU: a GPU cannot refuse the value of a parameter, for example."""
+    if request.node.get_closest_marker("gpu") or not tf.config.list_physical_devices("GPU"):
+        yield
+        return
+    with tf.device("CPU:0"):
+        yield
 
 
 @pytest.fixture(params=BACKENDS)

@@ -25,7 +25,6 @@ def test_build_info_tells_what_this_installation_is_made_of():
     assert info["tensorflow_built_for"].split(".")[:2] == tf.__version__.split(".")[:2]
     assert info["backend"] == "native"
     assert info["instruction_sets"][0] == "portable"
-    assert info["cuda_architectures"] == []
     assert os.path.exists(info["library"])
 
 
@@ -110,3 +109,29 @@ def test_keras_3_in_use_is_an_error_that_says_what_to_do():
     code = "import tensorflow as tf; tf.keras.Sequential; import qatfast"
     result = run_python(code, without="TF_USE_LEGACY_KERAS")
     assert "Import qatfast before the first use of tf.keras, or set TF_USE_LEGACY_KERAS=1." in result.stderr
+
+
+def test_ops_have_gpu_kernels_if_and_only_if_cuda_is_compiled_in():
+    from tensorflow.python.framework.kernels import get_registered_kernels_for_op
+
+    built = bool(qatfast.build_info()["cuda_architectures"])
+    for name in ("FakeQuant", "FakeQuantGrad", "FakeQuantGradWithRange", "LsqSymmetric", "LsqSymmetricGrad"):
+        devices = {kernel.device_type for kernel in get_registered_kernels_for_op(f"Qatfast{name}").kernel}
+        assert devices == ({"CPU", "GPU"} if built else {"CPU"})
+
+
+def test_architectures_are_those_that_were_asked_for():
+    architectures = qatfast.build_info()["cuda_architectures"]
+    assert bool(architectures) == hasattr(_core, "cuda")
+    assert not architectures or architectures[-1].endswith("-ptx")
+
+
+def test_without_a_gpu_no_library_of_cuda_is_loaded():
+    if tf.config.list_physical_devices("GPU"):
+        pytest.skip("there is a GPU")
+    code = (
+        "import qatfast; qatfast.ops.fake_quant([1.0], -1.0, 1.0); "
+        "print([line for line in open('/proc/self/maps') if 'libcuda.so' in line])"
+    )
+    run = run_python(code)
+    assert run.stdout.strip() == "[]", run.stderr

@@ -33,11 +33,14 @@ With n = quant_max - quant_min, quant_max = 2^num_bits - 1, quant_min = 0 (1 if 
     y          = floor((clip(x, nudged_min, nudged_max) - nudged_min) / scale
                        - (zero_point - quant_min) + 0.5) * scale
 
-Bit for bit, on CPU, what FakeQuantWithMinMaxVars (per tensor) and FakeQuantWithMinMaxVarsPerChannel (channels on
+Bit for bit, on CPU and GPU, what FakeQuantWithMinMaxVars (per tensor) and FakeQuantWithMinMaxVarsPerChannel (channels on
 the last axis) compute; like the latter, the op multiplies by n / (max - min) instead of dividing by scale if
 per_channel. Halves round up. NaN stays NaN, infinities go to the ends, an empty x gives an empty y. A range of
 min == max == 0 gives zeros. Denormal numbers count as zero. The arithmetic is that of P: float32, but float64 for a
 float64 x; x of 16 bits is widened before, y rounded after.
+
+A range that cannot be quantized to is an error on a CPU. On a GPU, where looking at it would stop the stream, its
+channel gives NaN, and no gradient passes.
 
 The gradient to x is the straight-through estimator; see QatfastFakeQuantGrad and QatfastStraightThroughGrad.
 

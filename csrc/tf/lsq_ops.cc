@@ -55,6 +55,9 @@ NaN stays NaN, infinities go to the ends (there they become NaN), an empty x giv
 zero. The arithmetic is that of P: float32, but float64 for a float64 x; x of 16 bits is widened before, y rounded
 after.
 
+What cannot be quantized with is an error on a CPU. On a GPU, where looking at it would stop the stream, its channel
+gives NaN, and no gradient passes.
+
 x: The tensor to quantize, of any shape.
 threshold: The end of the range: a scalar, or [x.shape[axis]] if per_channel. Its step must be a positive normal
   number; with a min_threshold, any finite threshold gives one.
@@ -126,6 +129,9 @@ computes, range adjustment included, wherever max - min is at least min_width.
 NaN stays NaN, infinities go to the ends (there they become NaN), an empty x gives an empty y. Denormal numbers count as
 zero. The arithmetic is that of P: float32, but float64 for a float64 x; x of 16 bits is widened before, y rounded
 after.
+
+What cannot be quantized with is an error on a CPU. On a GPU, where looking at it would stop the stream, its channel
+gives NaN, and no gradient passes.
 
 x: The tensor to quantize, of any shape.
 min: The lower end of the range: a scalar, or [x.shape[axis]] if per_channel. Finite and less than max; with a

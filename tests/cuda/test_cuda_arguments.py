@@ -1,8 +1,10 @@
 """Arguments of the functions on device arrays: what is refused, and how it is said."""
 
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
-from device import DeviceArray
+from device import Device, DeviceArray
 
 FLOAT = np.float32
 
@@ -96,6 +98,17 @@ def test_an_unknown_op_or_axis_has_no_workspace(device):
         device.functions.workspace_size("lsq", x)
     with pytest.raises(ValueError, match="workspace_size: axis must be an axis of x"):
         device.functions.workspace_size("fake_quant", x, axis=5)
+
+
+def test_what_cuda_says_is_raised(core):
+    if not hasattr(core, "cuda"):
+        pytest.skip("_core was built without CUDA")
+    if find_spec("cupy"):
+        pytest.skip("there may be a GPU, which would be given memory that is not its own")
+    host = Device("no device", core.cuda, np, np.asarray)
+    x = host.put(np.ones(5, FLOAT))
+    with pytest.raises(RuntimeError, match="fake_quant: CUDA could not run it: CUDA driver"):
+        core.cuda.fake_quant(x, host.put(np.array(-1, FLOAT)), host.put(np.array(1, FLOAT)), out=x)
 
 
 @pytest.mark.gpu

@@ -1,0 +1,394 @@
+"""Times the CUDA kernels on the first GPU, without TensorFlow, against a copy, PyTorch and an empty kernel.
+
+    python tools/gpu_bench.py OUT_DIR [--quick] [--dry-run]
+
+Needs the module `_core` on the path (see tools/gpu_check.sh) and PyTorch. Each function is captured in a CUDA graph of
+many calls, so that only the device's time counts; graphs are replayed in turns, and medians taken. Before a case is
+timed, its results are compared with the CPU kernels' on a part of the tensor.
+
+Bytes that must move per element of b bytes: forward 2b (read x, write y), and 1/8 with a mask; straight-through
+backward 2b + 1/8; every other backward 3b (read grad_y and x, write grad_x). A copy moves 2b. The share of the copy's
+bandwidth is (bytes / time) over the copy's, of the same tensor in the same run.
+
+--dry-run runs everything on the CPU with tiny tensors and the emulated kernels (`_emulated_cuda` on the path), and
+times nothing.
+"""
+
+import argparse
+import importlib
+import json
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import NamedTuple
+
+import ml_dtypes
+import torch
+
+AIM_PER_TENSOR = {"forward": 0.90, "straight-through": 0.90, "lsq backward": 0.85}
+AIM_PER_CHANNEL = 0.80
+AIM_SMALL = 1.5  # of an empty kernel's time
+ROUNDS, CALLS = 15, 20
+
+# Of 2^26 elements in float32 where the name says no other: 256 MiB, five times the second-level cache of an H100.
+CASES = {
+    "per tensor": ((2**26,), None),
+    "last axis": ((8192, 8192), 1),
+    "first axis": ((8192, 8192), 0),
+    "middle axis": ((64, 1024, 1024), 1),
+    "activation NHWC": ((64, 128, 128, 64), 3),
+    "depthwise 3x3": ((3, 3, 2**22, 1), 2),
+    "depthwise 31x31": ((31, 31, 2**16, 1), 2),
+    "embedding": ((30522, 768), 0),
+}
+SMALL_CASES = {"small, per tensor": ((64, 64), None), "small, per channel": ((64, 64), 1)}
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class Case(NamedTuple):
+    """A tensor and its parameters on the device."""
+
+    name: str
+    dtype: str
+    axis: int | None
+    x: torch.Tensor
+    grad_y: torch.Tensor
+    min: torch.Tensor
+    max: torch.Tensor
+
+    @property
+    def others(self) -> tuple[int, ...]:
+        """The axes that are not the channels'."""
+        return tuple(i for i in range(self.x.dim()) if self.axis is None or i != self.axis)
+
+
+def make_case(name: str, shape: tuple[int, ...], axis: int | None, dtype: str, device: str) -> Case:
+    """Normal noise, and ranges that clip some of it."""
+    generator = torch.Generator(device).manual_seed(0)
+    x, grad_y = (torch.randn(shape, generator=generator, device=device).to(DTYPES[dtype]) for _ in range(2))
+    channels = () if axis is None else (shape[axis],)
+    high = torch.rand(channels, generator=generator, device=device) + 1
+    return Case(name, dtype, axis, x, grad_y, -high * 0.9, high)
+
+
+def ours(case: Case, cuda, wrap: Callable, stream: Callable) -> dict[str, tuple[Callable, float, list]]:
+    """(call, bytes per element, outputs) of each of our functions, by name."""
+    size, b = case.x.numel(), case.x.element_size()
+    y, grad_x = torch.empty_like(case.x), torch.empty_like(case.x)
+    mask = torch.empty((size + 7) // 8, dtype=torch.uint8, device=case.x.device)
+    sums = [torch.empty_like(case.min) for _ in range(2)]
+    workspace = torch.empty(
+        cuda.workspace_size("lsq_uniform", wrap(case.x), axis=case.axis), dtype=torch.float64, device=case.x.device
+    )
+    x, grad_y, low, high, out, grad, bits, scratch = map(
+        wrap, (case.x, case.grad_y, case.min, case.max, y, grad_x, mask, workspace)
+    )
+    first, second = map(wrap, sums)
+    axis = {"axis": case.axis}
+    uniform = {"grad_min": first, "grad_max": second, "workspace": scratch, **axis}
+    symmetric = {"grad_threshold": first, "workspace": scratch, **axis}
+
+    def call(name, *arguments, **more):
+        return lambda: getattr(cuda, name)(*arguments, **more, stream=stream())
+
+    forward, ends = {"out": out, **axis}, (low, high)
+    return {
+        "fake_quant forward": (call("fake_quant", x, *ends, **forward), 2 * b, [y]),
+        "fake_quant forward with mask": (call("fake_quant", x, *ends, **forward, mask=bits), 2 * b + 1 / 8, [y]),
+        "straight-through backward": (call("straight_through_grad", grad_y, bits, out=grad), 2 * b + 1 / 8, [grad_x]),
+        "fake_quant backward": (call("fake_quant_grad", grad_y, x, low, high, out=grad, **axis), 3 * b, [grad_x]),
+        "fake_quant backward with sums": (
+            call("fake_quant_grad", grad_y, x, low, high, out=grad, **uniform), 3 * b, [grad_x, *sums]
+        ),
+        "lsq_symmetric forward": (call("lsq_symmetric", x, high, out=out, **axis), 2 * b, [y]),
+        "lsq_symmetric backward": (
+            call("lsq_symmetric_grad", grad_y, x, high, out=grad, **symmetric), 3 * b, [grad_x, sums[0]]
+        ),
+        "lsq_uniform forward": (call("lsq_uniform", x, low, high, out=out, **axis), 2 * b, [y]),
+        "lsq_uniform backward": (
+            call("lsq_uniform_grad", grad_y, x, low, high, out=grad, **uniform), 3 * b, [grad_x, *sums]
+        ),
+    }  # fmt: skip
+
+
+def check(case: Case, runs: dict, core) -> None:
+    """Compares forward results and gradients to x with the CPU kernels', on a part of the tensor.
+
+    Raises:
+        AssertionError: they differ.
+    """
+    keep = min(case.x.shape[0], max(1, 2**20 // max(1, case.x[0].numel())))
+    first = slice(None) if case.axis == 0 else slice(keep)
+
+    def numpy(tensor):
+        tensor = tensor.contiguous().cpu()
+        if tensor.dtype != torch.bfloat16:
+            return tensor.numpy()
+        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+
+    x, grad_y, low, high = (numpy(t) for t in (case.x[first], case.grad_y[first], case.min, case.max))
+    for name, (run, _, outputs) in runs.items():
+        op, direction = name.split(" ", 1)
+        run()
+        got = numpy(outputs[0][first])
+        if op == "straight-through":
+            expected = core.fake_quant_grad(grad_y, x, low, high, axis=case.axis)[0]
+        elif direction.startswith("backward"):
+            parameters = (high,) if op == "lsq_symmetric" else (low, high)
+            expected = getattr(core, f"{op}_grad")(grad_y, x, *parameters, axis=case.axis)[0]
+        else:
+            parameters = (high,) if op == "lsq_symmetric" else (low, high)
+            expected = getattr(core, op)(x, *parameters, axis=case.axis)
+        assert got.tobytes() == expected.tobytes(), f"{case.name}, {case.dtype}: {name} differs from the CPU kernels"
+
+
+def theirs(case: Case) -> dict[str, tuple[Callable, str]]:
+    """PyTorch's functions by name, each with the name of ours that does the same. They take float32 alone."""
+    if case.dtype != "float32":
+        return {}
+    scale = (case.max - case.min) / 255
+    zero_point = (-case.min / scale).round().clamp(0, 255)
+    x = case.x.clone().requires_grad_()
+    learned, learned_zero = (t.clone().reshape(-1).requires_grad_() for t in (scale, zero_point))
+    if case.axis is None:
+        fixed = torch.fake_quantize_per_tensor_affine
+        constants = (float(scale), int(zero_point), 0, 255)
+        learnable = torch._fake_quantize_learnable_per_tensor_affine
+        learned_arguments = (learned, learned_zero, 0, 255)
+    else:
+        fixed = torch.fake_quantize_per_channel_affine
+        constants = (scale, zero_point.to(torch.int32), case.axis, 0, 255)
+        learnable = torch._fake_quantize_learnable_per_channel_affine
+        learned_arguments = (learned, learned_zero, case.axis, 0, 255)
+    y, learned_y = fixed(x, *constants), learnable(x, *learned_arguments)
+
+    def forward():
+        with torch.no_grad():
+            fixed(case.x, *constants)
+
+    def backward():
+        torch.autograd.grad(y, x, case.grad_y, retain_graph=True)
+
+    def learned_backward():
+        torch.autograd.grad(learned_y, (x, learned, learned_zero), case.grad_y, retain_graph=True)
+
+    return {
+        "PyTorch fake_quantize forward": (forward, "fake_quant forward"),
+        "PyTorch fake_quantize backward": (backward, "straight-through backward"),
+        "PyTorch learnable backward": (learned_backward, "lsq_uniform backward"),
+    }
+
+
+class GraphTimer:
+    """Times functions as CUDA graphs of many calls; what cannot be captured, as calls between two events."""
+
+    def __init__(self, calls: int):
+        self._calls = calls
+
+    def prepare(self, run: Callable) -> Callable[[], float]:
+        """Returns a function that runs `run` many times and returns the seconds of one."""
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                run()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                for _ in range(self._calls):
+                    run()
+            play = graph.replay
+        except RuntimeError:
+            torch.cuda.synchronize()
+
+            def play():
+                for _ in range(self._calls):
+                    run()
+
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+
+        def seconds() -> float:
+            begin.record()
+            play()
+            end.record()
+            end.synchronize()
+            return begin.elapsed_time(end) * 1e-3 / self._calls
+
+        return seconds
+
+    def time(self, runs: dict[str, Callable], rounds: int) -> dict[str, dict[str, float]]:
+        """Median and quartiles of the seconds of each function, timed in turns."""
+        prepared = {name: self.prepare(run) for name, run in runs.items()}
+        samples = {name: [] for name in runs}
+        for _ in range(rounds + 1):
+            for name, seconds in prepared.items():
+                samples[name].append(seconds())
+        summary = {}
+        for name, values in samples.items():
+            low, median, high = statistics.quantiles(values[1:], n=4)
+            summary[name] = {"median": median, "lower_quartile": low, "upper_quartile": high}
+        return summary
+
+
+class NoTimer:
+    """Calls each function once, and claims nothing."""
+
+    def time(self, runs: dict[str, Callable], rounds: int) -> dict[str, dict[str, float]]:
+        """A second for everything."""
+        for run in runs.values():
+            run()
+        return {name: {"median": 1.0, "lower_quartile": 1.0, "upper_quartile": 1.0} for name in runs}
+
+
+def aim(case: Case, name: str) -> float | None:
+    """The share of the copy's bandwidth that the project asks for, if it asks."""
+    if case.x.numel() < 2**24 and case.x.is_cuda:
+        return None
+    if case.axis is not None:
+        return AIM_PER_CHANNEL
+    if name.startswith("lsq") and name.endswith("backward"):
+        return AIM_PER_TENSOR["lsq backward"]
+    return AIM_PER_TENSOR["straight-through" if name.startswith("straight") else "forward"]
+
+
+def measure(case: Case, timer, rounds: int, cuda, core, wrap, stream, empty: Callable | None) -> dict:
+    """All rows of one case."""
+    runs = ours(case, cuda, wrap, stream)
+    check(case, runs, core)
+    copy_to = torch.empty_like(case.x)
+    calls = {"copy": lambda: copy_to.copy_(case.x)} | {name: run for name, (run, _, _) in runs.items()}
+    if empty is not None:
+        calls["empty kernel"] = empty
+    others = theirs(case)
+    calls |= {name: run for name, (run, _) in others.items()}
+    times = timer.time(calls, rounds)
+    size, b = case.x.numel(), case.x.element_size()
+    copy_bandwidth = 2 * b * size / times["copy"]["median"]
+    rows = []
+    for name, (_, bytes_each, _) in runs.items():
+        seconds = times[name]["median"]
+        row = {"name": name, "seconds": times[name], "bytes": bytes_each * size}
+        row["share_of_copy"] = bytes_each * size / seconds / copy_bandwidth
+        if empty is not None:
+            row["of_empty_kernel"] = seconds / times["empty kernel"]["median"]
+            row["aim"], row["met"] = AIM_SMALL, row["of_empty_kernel"] <= AIM_SMALL
+        elif (wanted := aim(case, name)) is not None:
+            row["aim"], row["met"] = wanted, row["share_of_copy"] >= wanted
+        rows.append(row)
+    for name, (_, own) in others.items():
+        rows.append({"name": name, "seconds": times[name], "times_ours": times[name]["median"] / times[own]["median"]})
+    return {
+        "case": case.name, "shape": list(case.x.shape), "axis": case.axis, "dtype": case.dtype,
+        "copy_seconds": times["copy"], "copy_bytes_per_second": copy_bandwidth, "rows": rows,
+    }  # fmt: skip
+
+
+def markdown(results: dict) -> str:
+    """A table per case."""
+    lines = [f"# {results['device']}", "", ", ".join(f"{key} {value}" for key, value in results["versions"].items())]
+    for case in results["cases"]:
+        gigabytes = case["copy_bytes_per_second"] / 1e9
+        lines += ["", f"## {case['case']}: {case['shape']}, axis {case['axis']}, {case['dtype']}"]
+        lines += [
+            "",
+            f"Copy: {gigabytes:.0f} GB/s, read and written.",
+            "",
+            "| function | time, us | share of copy | aim |",
+        ]
+        lines.append("| --- | ---: | ---: | --- |")
+        for row in case["rows"]:
+            micro = 1e6 * row["seconds"]["median"]
+            share = f"{row['times_ours']:.1f}x ours" if "times_ours" in row else f"{row['share_of_copy']:.2f}"
+            if "of_empty_kernel" in row:
+                share = f"{row['of_empty_kernel']:.2f} empty kernels"
+            goal = f"{row['aim']} {'met' if row['met'] else 'MISSED'}" if "aim" in row else ""
+            lines.append(f"| {row['name']} | {micro:.1f} | {share} | {goal} |")
+    return "\n".join(lines) + "\n"
+
+
+def empty_kernel(stream: Callable) -> Callable:
+    """A function that launches a kernel which does nothing."""
+    import cupy
+
+    kernel = cupy.RawKernel('extern "C" __global__ void nothing() {}', "nothing")
+
+    def run():
+        with cupy.cuda.ExternalStream(stream()):
+            kernel((1,), (32,), ())
+
+    return run
+
+
+def emulated_array(tensor: torch.Tensor):
+    """A CPU tensor as the emulated kernels take it."""
+    sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "cuda"))
+    from device import DeviceArray
+
+    raw = tensor.reshape(-1).view(torch.uint8).numpy()
+    dtype = ml_dtypes.bfloat16 if tensor.dtype == torch.bfloat16 else str(tensor.dtype).split(".")[1]
+    return DeviceArray(raw, 0, tuple(tensor.shape), dtype)
+
+
+def main() -> None:
+    """Measures, and writes JSON and Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out_dir", type=Path)
+    parser.add_argument("--quick", action="store_true", help="float32 and float16 alone, fewer cases")
+    parser.add_argument("--dry-run", action="store_true", help="tiny tensors on the emulator, nothing timed")
+    options = parser.parse_args()
+    core = importlib.import_module("_core")
+    if options.dry_run:
+        device, name, timer, wrap, stream = "cpu", "dry run", NoTimer(), emulated_array, lambda: 0
+        cuda, empty = importlib.import_module("_emulated_cuda"), lambda: None
+    else:
+        device, name, timer = "cuda", torch.cuda.get_device_name(), GraphTimer(CALLS)
+        cuda, wrap = core.cuda, lambda tensor: tensor
+        stream = lambda: torch.cuda.current_stream().cuda_stream  # noqa: E731
+        empty = empty_kernel(stream)
+    results = {
+        "device": name,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": {"Python": platform.python_version(), "PyTorch": torch.__version__, "CUDA": torch.version.cuda},
+        "driver": run_or_none("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        "commit": run_or_none("git", "rev-parse", "HEAD"),
+        "cases": [],
+    }
+    dtypes = ["float32", "float16"] if options.quick else list(DTYPES)
+    names = ["per tensor", "last axis", "first axis", "middle axis"] if options.quick else list(CASES)
+    for dtype in dtypes:
+        for case_name, (shape, axis) in {**{n: CASES[n] for n in names}, **SMALL_CASES}.items():
+            small = case_name in SMALL_CASES
+            if options.dry_run:
+                shape = tuple(min(length, 5 + i) for i, length in enumerate(shape))
+            case = make_case(case_name, shape, axis, dtype, device)
+            found = measure(case, timer, ROUNDS, cuda, core, wrap, stream, empty if small else None)
+            results["cases"].append(found)
+            print(f"{case_name}, {dtype}: done", flush=True)
+            del case
+    if options.dry_run:
+        return print("dry run: everything ran, nothing was timed")
+    options.out_dir.mkdir(parents=True, exist_ok=True)
+    stem = "gpu-" + name.lower().replace(" ", "-").replace("/", "-")
+    (options.out_dir / f"{stem}.json").write_text(json.dumps(results, indent=1) + "\n")
+    (options.out_dir / f"{stem}.md").write_text(markdown(results))
+    for case in results["cases"]:
+        for row in case["rows"]:
+            if "met" in row and not row["met"]:
+                value = row.get("of_empty_kernel", row["share_of_copy"])
+                print(f"missed: {case['case']}, {case['dtype']}, {row['name']}: {value:.2f}, aim {row['aim']}")
+
+
+def run_or_none(*command: str) -> str | None:
+    """What a command prints, or None if it cannot be run."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+if __name__ == "__main__":
+    main()

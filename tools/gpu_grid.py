@@ -1,0 +1,93 @@
+"""Runs every CUDA kernel on the first GPU without TensorFlow or pytest: for compute-sanitizer, and on many elements.
+
+    compute-sanitizer python tools/gpu_grid.py           every op, type and regime on small tensors, unaligned ones too
+    python tools/gpu_grid.py --elements 100000000        forward bits of GPU and CPU, and 100 equal gradients
+
+Needs `_core` on the path; see tools/gpu_check.sh.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import _core
+import cupy
+import numpy as np
+
+TESTS = Path(__file__).parent.parent / "tests"
+sys.path[:0] = [str(TESTS), str(TESTS / "cuda")]
+
+from device import Device  # noqa: E402
+from grid import assert_same_bits  # noqa: E402
+from kernel_cases import DTYPES, OPS, draw_case  # noqa: E402
+
+LAYOUTS = [((4097,), None), ((2, 50, 9), 1), ((3, 5, 1000), 1), ((33, 401), 1), ((9, 6, 2), 1), ((100, 64), 1)]
+CHUNK = 2**24
+
+
+def small_grid(device: Device) -> None:
+    """Every op, type and regime, compared with the CPU kernels."""
+    for op in OPS:
+        for dtype in (np.float32, *DTYPES):
+            for shape, axis in LAYOUTS:
+                for offset in (0, 1, 3):
+                    grad_y, x, parameters = draw_case(op, dtype, shape, axis)
+                    on_grad_y, on_x = device.put(grad_y, offset), device.put(x, offset)
+                    on_parameters = [device.put(parameter) for parameter in parameters]
+                    run = {"axis": axis, **OPS[op]}
+                    y, mask = device.forward(op, on_x, on_parameters, save_mask=True, **run)
+                    grad_x, *_ = device.backward(op, on_grad_y, on_x, on_parameters, **run)
+                    device.straight_through_grad(on_grad_y, mask)
+                    if op == "fake_quant":
+                        device.backward(op, on_grad_y, on_x, on_parameters, with_sums=False, **run)
+                    assert_same_bits(device.get(y), getattr(_core, op)(x, *parameters, **run))
+                    expected = getattr(_core, f"{op}_grad")(grad_y, x, *parameters, **run)[0]
+                    assert_same_bits(device.get(grad_x), expected)
+    print("gpu_grid: every op, type and regime has the bits of the CPU kernels")
+
+
+def many_elements(device: Device, elements: int) -> None:
+    """Forward bits on `elements` elements of each op, and gradients that are the same 100 times."""
+    threads = len(os.sched_getaffinity(0))
+    rng = np.random.default_rng(0)
+    for op in OPS:
+        for dtype in (np.float32, np.float16):
+            for axis in (None, 1):
+                for start in range(0, elements // 2, CHUNK):
+                    shape = (CHUNK // 4096, 4096)
+                    x = (rng.standard_normal(shape, np.float32) * 2).astype(dtype)
+                    channels = () if axis is None else (shape[axis],)
+                    high = np.asarray(rng.uniform(0.1, 3, channels), np.float32)
+                    parameters = (high,) if op == "lsq_symmetric" else (-high * np.float32(0.7), high)
+                    on_parameters = [device.put(np.asarray(parameter)) for parameter in parameters]
+                    on_x = device.put(x)
+                    y, _ = device.forward(op, on_x, on_parameters, axis=axis)
+                    assert_same_bits(device.get(y), getattr(_core, op)(x, *parameters, axis=axis, num_threads=threads))
+                    if start:
+                        continue
+                    first = [device.get(a) for a in device.backward(op, on_x, on_x, on_parameters, axis=axis)]
+                    for _ in range(100):
+                        again = device.backward(op, on_x, on_x, on_parameters, axis=axis)
+                        for got, wanted in zip(again[1:], first[1:], strict=True):
+                            assert_same_bits(device.get(got), wanted)
+                    assert_same_bits(device.get(again[0]), first[0])
+            print(f"gpu_grid: {op}, {np.dtype(dtype)}: {elements} elements equal, 100 gradients equal", flush=True)
+
+
+def main() -> None:
+    """Runs the small grid, or many elements."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--elements", type=int, default=0, help="of each op and type; 0: the small grid")
+    elements = parser.parse_args().elements
+    if not elements:
+        cupy.cuda.set_allocator(None)  # each array is an allocation that compute-sanitizer sees
+    device = Device("gpu", _core.cuda, cupy, cupy.asnumpy)
+    if elements:
+        many_elements(device, elements)
+    else:
+        small_grid(device)
+
+
+if __name__ == "__main__":
+    main()
