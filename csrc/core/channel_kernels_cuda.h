@@ -127,7 +127,7 @@ struct OneChannel {
 
 // Shared memory: the channels of the chunk's runs.
 template <typename T, typename Formula, typename Map>
-__global__ void __launch_bounds__(kThreads) MapRuns(Op<Formula> op, Map map, RunChunks chunks) {
+__global__ void __launch_bounds__(kThreads, 2) MapRuns(Op<Formula> op, Map map, RunChunks chunks) {
   constexpr int kWidth = kPackWidth<T>;
   auto* channels = reinterpret_cast<Channel<Formula>*>(shared_memory);
   const int64_t chunk = blockIdx.x;

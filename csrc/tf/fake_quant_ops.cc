@@ -33,9 +33,9 @@ With n = quant_max - quant_min, quant_max = 2^num_bits - 1, quant_min = 0 (1 if 
     y          = floor((clip(x, nudged_min, nudged_max) - nudged_min) / scale
                        - (zero_point - quant_min) + 0.5) * scale
 
-Bit for bit, on CPU and GPU, what FakeQuantWithMinMaxVars (per tensor) and FakeQuantWithMinMaxVarsPerChannel (channels on
-the last axis) compute; like the latter, the op multiplies by n / (max - min) instead of dividing by scale if
-per_channel. Halves round up. NaN stays NaN, infinities go to the ends, an empty x gives an empty y. A range of
+Bit for bit what FakeQuantWithMinMaxVars (per tensor) and FakeQuantWithMinMaxVarsPerChannel (channels on the last
+axis) compute on a CPU; like the latter, the op multiplies by n / (max - min) instead of dividing by scale if
+per_channel. The same bits on CPU and GPU. Halves round up. NaN stays NaN, infinities go to the ends, an empty x gives an empty y. A range of
 min == max == 0 gives zeros. Denormal numbers count as zero. The arithmetic is that of P: float32, but float64 for a
 float64 x; x of 16 bits is widened before, y rounded after.
 
