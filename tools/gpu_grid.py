@@ -18,7 +18,7 @@ import numpy as np
 TESTS = Path(__file__).parent.parent / "tests"
 sys.path[:0] = [str(TESTS), str(TESTS / "cuda")]
 
-from device import Device  # noqa: E402
+from device import Device, DeviceArray  # noqa: E402
 from grid import assert_same_bits  # noqa: E402
 from kernel_cases import DTYPES, OPS, draw_case  # noqa: E402
 
@@ -75,6 +75,27 @@ def many_elements(device: Device, elements: int) -> None:
             print(f"gpu_grid: {op}, {np.dtype(dtype)}: {elements} elements equal, 100 gradients equal", flush=True)
 
 
+def beyond_32_bits(device: Device) -> None:
+    """More than 2^31 elements, in runs and in lanes, compared where an index of 32 bits would have gone round."""
+    for shape, axis in [((2**31 + 5000,), None), ((2**28 + 1, 9), 1)]:
+        size, channels = int(np.prod(shape)), 1 if axis is None else shape[axis]
+        x = DeviceArray(cupy.empty(2 * size, np.uint8), 0, shape, np.float16)
+        values = x.memory.view(np.float16)
+        for start in range(0, size, 2**28):
+            part = values[start : start + 2**28]
+            part[...] = (cupy.arange(part.size, dtype=np.int32) % 251 - 125).astype(np.float32) / 60
+        threshold = np.linspace(0.5, 1.5, channels, dtype=np.float32)
+        parameter = device.put(threshold if axis is not None else threshold.reshape(()))
+        y = DeviceArray(cupy.empty(2 * size, np.uint8), 0, shape, np.float16)
+        device.forward("lsq_symmetric", x, [parameter], axis=axis, out=y)
+        for start in (0, 2**30, 2**31 - 5000, size - 5000):
+            where = np.arange(start, start + 5000) % channels
+            expected = _core.lsq_symmetric(cupy.asnumpy(values[start : start + 5000]), threshold[where], axis=0)
+            assert_same_bits(cupy.asnumpy(y.memory.view(np.float16)[start : start + 5000]), expected)
+        del x, y, values
+    print("gpu_grid: more than 2^31 elements are indexed right", flush=True)
+
+
 def main() -> None:
     """Runs the small grid, or many elements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -84,6 +105,7 @@ def main() -> None:
         cupy.cuda.set_allocator(None)  # each array is an allocation that compute-sanitizer sees
     device = Device("gpu", _core.cuda, cupy, cupy.asnumpy)
     if elements:
+        beyond_32_bits(device)
         many_elements(device, elements)
     else:
         small_grid(device)

@@ -1,5 +1,6 @@
 """Arguments of the functions on device arrays: what is refused, and how it is said."""
 
+import sys
 from importlib.util import find_spec
 
 import numpy as np
@@ -98,6 +99,48 @@ def test_an_unknown_op_or_axis_has_no_workspace(device):
         device.functions.workspace_size("lsq", x)
     with pytest.raises(ValueError, match="workspace_size: axis must be an axis of x"):
         device.functions.workspace_size("fake_quant", x, axis=5)
+
+
+class DlpackArray:
+    """NumPy memory that DLPack says is a CUDA device's, as PyTorch's and CuPy's arrays do."""
+
+    def __init__(self, array, device=(2, 0)):
+        self.array, self.device, self.streams = array, device, []
+
+    def __dlpack_device__(self):
+        return self.device
+
+    def __dlpack__(self, stream=None):
+        self.streams.append(stream)
+        return self.array.__dlpack__()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_arrays_are_taken_by_dlpack_without_synchronizing(emulated, core, dtype):
+    x = np.linspace(-2, 2, 60).astype(dtype).reshape(3, 4, 5)
+    parameter_dtype = np.float64 if dtype == np.float64 else FLOAT
+    low, high = -np.ones(4, parameter_dtype), np.ones(4, parameter_dtype)
+    y, mask = np.empty_like(x), np.empty(8, np.uint8)
+    arrays = [DlpackArray(array) for array in (x, low, high, y, mask)]
+    before = [sys.getrefcount(array.array) for array in arrays]
+    emulated.functions.fake_quant(*arrays[:3], out=arrays[3], mask=arrays[4], axis=1)
+    expected_y, expected_mask = core.fake_quant(x, low, high, axis=1, save_mask=True)
+    np.testing.assert_array_equal(y, expected_y)
+    np.testing.assert_array_equal(mask, expected_mask)
+    assert all(array.streams == [-1] for array in arrays)
+    assert [sys.getrefcount(array.array) for array in arrays] == before, "a capsule was not given back"
+
+
+def test_arrays_that_dlpack_says_are_elsewhere_or_strided_are_refused(emulated):
+    good = arguments(emulated)
+    x = np.ones((4, 3), FLOAT)
+    with pytest.raises(ValueError, match="fake_quant: x must be an array on a CUDA device, got DlpackArray"):
+        emulated.functions.fake_quant(DlpackArray(x, (1, 0)), good["min"], good["max"], out=good["out"])
+    with pytest.raises(ValueError, match=r"x must be C-contiguous and aligned to its elements, got strides \(4, 12\)"):
+        emulated.functions.fake_quant(DlpackArray(x.T), good["min"], good["max"], out=good["out"])
+    with pytest.raises(ValueError, match="x must be of dtype float32, float16, bfloat16 or float64, got DLPack type 0"):
+        integers = DlpackArray(np.ones((3, 4), np.int32))
+        emulated.functions.fake_quant(integers, good["min"], good["max"], out=good["out"])
 
 
 def test_what_cuda_says_is_raised(core):
