@@ -20,7 +20,6 @@
 #include <iostream>
 #include <memory>
 #include <mutex>
-#include <numeric>
 #include <random>
 #include <tuple>
 #include <vector>
@@ -80,7 +79,7 @@ inline int64_t LaunchCount() { return settings.launch_count; }
 class Block {
  public:
   Block(int num_threads, const std::function<void()>& kernel)
-      : kernel_(kernel), fibers_(num_threads), warp_values_(num_threads) {
+      : kernel_(kernel), fibers_(num_threads), states_(num_threads), warp_values_(num_threads) {
     current_block = this;
     for (Fiber& fiber : fibers_) {
       fiber.stack.reset(new char[kStackBytes]);
@@ -93,20 +92,18 @@ class Block {
 
   void Run() {
     std::memset(qatfast::cuda::shared_memory, 0xff, sizeof(qatfast::cuda::shared_memory));  // NaN, if read unwritten
-    for (Fiber& fiber : fibers_) fiber.state = State::kReady;
-    std::vector<int> order(fibers_.size());
-    std::iota(order.begin(), order.end(), 0);
-    if (settings.order == Order::kBackward) std::reverse(order.begin(), order.end());
-    for (int running = size(); running > 0;) {
-      if (settings.order == Order::kShuffled) std::shuffle(order.begin(), order.end(), random_);
-      bool any_ran = false;
-      for (int i : order) {
-        if (fibers_[i].state != State::kReady) continue;
-        any_ran = true;
-        Resume(i);
-        if (fibers_[i].state == State::kDone) --running;
+    std::fill(states_.begin(), states_.end(), State::kReady);
+    num_done_ = 0;
+    next_ = First(0, size());
+    while (num_done_ < size()) {
+      const int next = NextReady();
+      if (next >= 0) {
+        Resume(next);
+      } else if (ReleaseIfAllWait(0, size(), State::kWaitsForBlock)) {
+        next_ = First(0, size());
+      } else {
+        Die("threads wait for others that never come");
       }
-      if (!any_ran && !Release()) Die("threads wait for others that never come");
     }
   }
 
@@ -136,7 +133,6 @@ class Block {
     std::unique_ptr<char[]> stack;
     bool has_started = false;
     jmp_buf place;
-    State state;
   };
 
   int size() const { return static_cast<int>(fibers_.size()); }
@@ -149,6 +145,20 @@ class Block {
     }
   }
 
+  static int First(int begin, int end) { return settings.order == Order::kBackward ? end - 1 : begin; }
+
+  // The thread that goes on next: one after another from the first or from the last, or any; -1 if none can. A warp
+  // whose threads have met goes on at once, and so runs ahead of the others as far as it may.
+  int NextReady() {
+    const int n = size();
+    if (settings.order == Order::kShuffled) next_ = static_cast<int>(random_() % n);
+    const int direction = settings.order == Order::kBackward ? n - 1 : 1;
+    for (int step = 0; step < n; ++step, next_ = (next_ + direction) % n) {
+      if (states_[next_] == State::kReady) return next_;
+    }
+    return -1;
+  }
+
   void Resume(int i) {
     running_ = i;
     threadIdx.x = static_cast<unsigned>(i);
@@ -159,31 +169,29 @@ class Block {
   }
 
   void Wait(State state) {
-    Fiber& fiber = fibers_[running_];
-    fiber.state = state;
-    if (_setjmp(fiber.place) == 0) _longjmp(scheduler_, 1);
-  }
-
-  // Wakes the warps, and else the block, all of whose threads wait for each other. False if there are none.
-  bool Release() {
-    bool any = false;
-    for (int first = 0; first < size(); first += kWarp) {
-      if (ReleaseIfAllWait(first, std::min(size(), first + kWarp), State::kWaitsForWarp)) any = true;
+    states_[running_] = state;
+    if (state == State::kDone) ++num_done_;
+    const int warp = running_ / kWarp * kWarp, warp_end = std::min(size(), warp + kWarp);
+    if (state == State::kWaitsForWarp && ReleaseIfAllWait(warp, warp_end, state)) {
+      next_ = First(warp, warp_end);
     }
-    return any || ReleaseIfAllWait(0, size(), State::kWaitsForBlock);
+    if (_setjmp(fibers_[running_].place) == 0) _longjmp(scheduler_, 1);
   }
 
   bool ReleaseIfAllWait(int first, int last, State state) {
     for (int i = first; i < last; ++i) {
-      if (fibers_[i].state != state) return false;
+      if (states_[i] != state) return false;
     }
-    for (int i = first; i < last; ++i) fibers_[i].state = State::kReady;
+    std::fill(states_.begin() + first, states_.begin() + last, State::kReady);
     return true;
   }
 
   const std::function<void()>& kernel_;
   std::vector<Fiber> fibers_;
+  std::vector<State> states_;
   std::vector<uint64_t> warp_values_;
+  int num_done_ = 0;
+  int next_ = 0;
   jmp_buf scheduler_;
   int running_ = 0;
   std::mt19937 random_{1};
