@@ -90,6 +90,20 @@ class ChannelOpKernel : public tensorflow::OpKernel {
   int axis_;
 };
 
+// The inputs of the families whose parameters are the ends of a range.
+template <typename Params, typename P>
+struct RangeInputs {
+  static constexpr std::array kParameters = {"min", "max"};
+
+  static void SetInputs(const P* const* inputs, Params* params) {
+    params->min = inputs[0];
+    params->max = inputs[1];
+  }
+  static std::string Got(const Params& params, int64_t channel) {
+    return absl::StrCat("min ", params.min[channel], " and max ", params.max[channel]);
+  }
+};
+
 // What the kernels of an op family share: a Family<T> is made from an op's attributes and has
 //   Params, attributes()        core's params of the family, and those that the attributes give; no layout, no inputs
 //   kParameters                 the names of the inputs that are one number per channel

@@ -120,12 +120,12 @@ grad_max: The gradient to max, of its shape.
 
 // See FamilyKernel.
 template <typename T>
-class FakeQuantFamily {
+class FakeQuantFamily
+    : public RangeInputs<FakeQuantParams<typename KernelType<T>::type>, Arithmetic<typename KernelType<T>::type>> {
  public:
   using X = typename KernelType<T>::type;
   using P = Arithmetic<X>;
   using Params = FakeQuantParams<X>;
-  static constexpr std::array kParameters = {"min", "max"};
   static constexpr char kRequirement[] = "min and max must be finite and min less than max (or both 0)";
 
   absl::Status Init(OpKernelConstruction* context, int num_bits, bool per_channel) {
@@ -137,14 +137,6 @@ class FakeQuantFamily {
     return absl::OkStatus();
   }
   const Params& attributes() const { return attributes_; }
-
-  static void SetInputs(const P* const* inputs, Params* params) {
-    params->min = inputs[0];
-    params->max = inputs[1];
-  }
-  static std::string Got(const Params& params, int64_t channel) {
-    return absl::StrCat("min ", params.min[channel], " and max ", params.max[channel]);
-  }
 
   template <typename Execution>
   static void Forward(const Params& params, const X* x, X* y, uint8_t* mask, const Execution& execution) {

@@ -223,12 +223,12 @@ class LsqSymmetricFamily {
 };
 
 template <typename T>
-class LsqUniformFamily {
+class LsqUniformFamily
+    : public RangeInputs<LsqUniformParams<typename KernelType<T>::type>, Arithmetic<typename KernelType<T>::type>> {
  public:
   using X = typename KernelType<T>::type;
   using P = Arithmetic<X>;
   using Params = LsqUniformParams<X>;
-  static constexpr std::array kParameters = {"min", "max"};
   static constexpr char kRequirement[] = "min and max must be finite and min less than max";
 
   absl::Status Init(OpKernelConstruction* context, int num_bits, bool) {
@@ -240,14 +240,6 @@ class LsqUniformFamily {
     return CheckGuard(op, "min_width", attributes_.min_width);
   }
   const Params& attributes() const { return attributes_; }
-
-  static void SetInputs(const P* const* inputs, Params* params) {
-    params->min = inputs[0];
-    params->max = inputs[1];
-  }
-  static std::string Got(const Params& params, int64_t channel) {
-    return absl::StrCat("min ", params.min[channel], " and max ", params.max[channel]);
-  }
 
   template <typename Execution>
   static void Forward(const Params& params, const X* x, X* y, uint8_t* mask, const Execution& execution) {
