@@ -101,7 +101,7 @@ def compile_kernels(toolkit: Toolkit, jobs: int) -> list[Compiled]:
     targets = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in architectures()]
     targets.append("-gencode=arch=compute_{0},code=compute_{0}".format(architectures()[-1]))
     files = sources()
-    threads = max(1, jobs // len(files))
+    threads = max(1, jobs // max(1, len(files)))
     command = [toolkit.nvcc, *FLAGS, f"-Xcompiler={','.join(HOST_FLAGS)}", "-Icsrc", *targets]
     headers = b"".join(path.read_bytes() for path in sorted((ROOT / "csrc" / "core").glob("*.h")))
 

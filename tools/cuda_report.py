@@ -95,6 +95,8 @@ def main() -> None:
     toolkit = cuda_build.find_toolkit()
     if toolkit is None:
         sys.exit("cuda_report: nvcc is needed: put it on the PATH, or set CUDA_HOME")
+    if not cuda_build.sources():
+        sys.exit("cuda_report: there is nothing to compile: csrc/core has no *_cuda.cu")
     compiled = cuda_build.compile_kernels(toolkit, int(os.environ.get("QATFAST_JOBS", os.cpu_count() or 1)))
     groups = {kernel.source.name: entries(kernel.log) for kernel in compiled}
     complaints = [
