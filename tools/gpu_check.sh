@@ -61,7 +61,7 @@ export python capability build
 nvidia-smi >"$out/machine.log"
 export QATFAST_NO_EMULATION=1
 if stage build 180 bash -c compile; then
-  export PYTHONPATH=$build/qatfast
+  export PYTHONPATH=$build/qatfast${PYTHONPATH:+:$PYTHONPATH}
   stage tests 110 "$python" -m pytest -q -m gpu --confcutdir=tests/cuda -p no:cacheprovider \
     -o filterwarnings=default tests/cuda
   stage grid 80 "$python" tools/gpu_grid.py --elements 100000000
