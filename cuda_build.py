@@ -58,7 +58,7 @@ def library_dir(nvcc: str) -> str:
     for folder in (top / "lib64", top / "lib", *top.glob("targets/*/lib")):
         if (folder / "libcudart_static.a").exists():
             return str(folder.resolve())
-    raise SystemExit(f"qatfast: {top} has no libcudart_static.a: install the CUDA runtime's development files")
+    raise SystemExit(f"qatfast: {top} has no libcudart_static.a: install it, or set QATFAST_CUDA=0")
 
 
 def output_of(*command: str) -> str:

@@ -49,6 +49,12 @@ void CheckMask(const std::string& op, const ArrayView& mask, const ArrayView& x)
   CheckShape(op, "mask", mask, {BitMaskBytes(x.size())});
 }
 
+// Outputs lie apart from parameters, which kernels go on reading while they write.
+void CheckApartFrom(const std::string& op, const ArrayView& out, const std::vector<NamedArray>& names,
+                    const std::vector<ArrayView>& parameters) {
+  for (size_t i = 0; i < names.size(); ++i) CheckApart(op, "out", out, names[i].name, parameters[i]);
+}
+
 template <template <typename> typename Call, typename Attributes>
 void Forward(const std::string& op, const py::object& x_array, const std::vector<NamedArray>& parameter_arrays,
              const Attributes& attributes, const py::object& out_array, const py::object& mask_array,
@@ -62,9 +68,7 @@ void Forward(const std::string& op, const py::object& x_array, const std::vector
     CheckShape(op, "out", out.view(), x.view().shape);
     T* to = WritableElements<T>(op, "out", out.view());
     CheckOverlap(op, "x", out.view(), x.view());
-    for (size_t i = 0; i < parameter_arrays.size(); ++i) {
-      CheckApart(op, "out", out.view(), parameter_arrays[i].name, parameters.views()[i]);
-    }
+    CheckApartFrom(op, out.view(), parameter_arrays, parameters.views());
     std::optional<DeviceArray> mask;
     uint8_t* bits = nullptr;
     if (!mask_array.is_none()) {
@@ -98,6 +102,7 @@ void Backward(const std::string& op, const py::object& grad_y_array, const py::o
     T* to = WritableElements<T>(op, "out", out.view());
     CheckOverlap(op, "x", out.view(), x.view());
     CheckOverlap(op, "grad_y", out.view(), grad_y.view());
+    CheckApartFrom(op, out.view(), parameter_arrays, parameters.views());
     const CudaExecution execution = OnStream(stream);
     A* grads[Call<T>::kParameters.size()] = {};
     double* workspace = nullptr;

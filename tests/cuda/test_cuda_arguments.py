@@ -91,6 +91,13 @@ def test_an_output_that_overlaps_what_is_read_is_refused(device):
         device.functions.fake_quant(first, DeviceArray(x.memory, x.offset, (), FLOAT), high, out=first)
 
 
+def test_a_gradient_that_would_overwrite_a_parameter_is_refused(device):
+    good = arguments(device)
+    low = DeviceArray(good["out"].memory, good["out"].offset, (), FLOAT)
+    with pytest.raises(ValueError, match="fake_quant_grad: out must be apart from min"):
+        device.functions.fake_quant_grad(**(good | {"min": low}))
+
+
 def test_an_unknown_op_or_axis_has_no_workspace(device):
     x = arguments(device)["x"]
     with pytest.raises(
