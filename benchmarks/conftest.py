@@ -115,3 +115,6 @@ def pytest_benchmark_update_machine_info(config, machine_info):
     machine_info["cpu"].pop("flags", None)
     machine_info["qatfast"] = {key: value for key, value in qatfast.build_info().items() if key != "library"}
     machine_info["formulas"] = formulas_source()
+    # Where there is a GPU, TensorFlow places models on it by itself.
+    gpus = tf.config.list_physical_devices("GPU")
+    machine_info["gpu"] = tf.config.experimental.get_device_details(gpus[0])["device_name"] if gpus else None

@@ -37,11 +37,12 @@ def by_suite(results: dict) -> dict[str, list[dict]]:
 
 
 def machine(results: dict) -> str:
-    """Processor, cores and TensorFlow, in one line."""
+    """Processor, cores, GPU and TensorFlow, in one line."""
     info = results["machine_info"]
+    gpu = f"{info['gpu']}, " if info.get("gpu") else ""
     backend = "" if info["qatfast"]["backend"] == "native" else f", backend {info['qatfast']['backend']}"
     return (
-        f"{info['cpu']['brand_raw']}, {info['cpu']['count']} cores, TensorFlow {info['qatfast']['tensorflow']}"
+        f"{gpu}{info['cpu']['brand_raw']}, {info['cpu']['count']} cores, TensorFlow {info['qatfast']['tensorflow']}"
         f"{backend}; medians, interleaved; formulas of LSQ: {info['formulas']}"
     )
 
@@ -87,7 +88,8 @@ def device_name(results: dict) -> str:
     """'amd-epyc-2-cores-tensorflow-2.21' for the name of a file."""
     info = results["machine_info"]
     tensorflow = ".".join(info["qatfast"]["tensorflow"].split(".")[:2])
-    text = f"{info['cpu']['brand_raw']} {info['cpu']['count']} cores tensorflow {tensorflow}".lower()
+    processor = info.get("gpu") or f"{info['cpu']['brand_raw']} {info['cpu']['count']} cores"
+    text = f"{processor} tensorflow {tensorflow}".lower()
     return re.sub(r"[^a-z0-9.]+", "-", text).strip("-")
 
 
