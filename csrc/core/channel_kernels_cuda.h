@@ -55,9 +55,11 @@ __global__ void __launch_bounds__(kThreads, 2) MapRuns(Op<Formula> op, Map map, 
     const int64_t position = begin + k * kThreads * kWidth;
     const int64_t element = position - chunks.grid.shift;
     const bool is_inside = element < chunks.grid.size;
-    const int64_t run = chunks.runs.RunOf(element > 0 && is_inside ? element : 0);
-    const int64_t left = (run + 1) * chunks.runs.length.divisor() - element;
-    const Channel<Formula>* here = channels + (is_inside ? run - first_run : 0);
+    const int64_t run = is_inside ? chunks.runs.RunOf(element > 0 ? element : 0) : first_run;
+    const Channel<Formula>* here = channels + (run - first_run);
+    // A pack at the tensor's end may reach beyond its last run, where there is no channel.
+    const bool is_last = run - first_run == num_runs - 1;
+    const int64_t left = is_last ? kWidth : (run + 1) * chunks.runs.length.divisor() - element;
     map.Finish(op.formula, loaded[k], chunks.grid, span, position,
                [&](int j) -> const Channel<Formula>& { return j < left ? here[0] : here[1]; });
   }
@@ -182,7 +184,7 @@ __global__ void __launch_bounds__(kThreads, (kHasManyColumns<T, Formula> ? 1 : 2
       StorePack(arrays.grad_x, lanes.grid, span, row_begin + column + k * step, grad_x);
     }
   }
-  const int64_t tile_slot = lanes.FirstSlot(blockIdx.x) + column - lane * kWidth;
+  const int64_t slot = lanes.FirstSlot(blockIdx.x) + column + warp;
 #pragma unroll
   for (int term = 0; term < Formula::kTerms; ++term) {
     if (term > 0) __syncthreads();
@@ -192,9 +194,7 @@ __global__ void __launch_bounds__(kThreads, (kHasManyColumns<T, Formula> ? 1 : 2
     if (warp >= kWidth) continue;
     double sum = 0;
     for (int w = 0; w < kWarps; ++w) sum += shared_memory[(w * kWidth + warp) * kWarp + lane];
-    if (column + warp < lanes.row_length) {
-      arrays.partials[term * lanes.num_slots() + tile_slot + lane * kWidth + warp] = sum;
-    }
+    if (column + warp < lanes.row_length) arrays.partials[term * lanes.num_slots() + slot] = sum;
   }
 }
 

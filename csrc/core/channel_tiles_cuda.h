@@ -1,8 +1,8 @@
 // How a GPU cuts a [outer, channels, inner] tensor into packs, blocks and pieces of work: index arithmetic alone, for
 // host and device, so that a CPU can check it.
 //
-// The cut depends on the layout and the type alone, never on the device, so that sums over pieces, added in index
-// order, have the same bits on every GPU.
+// The cut depends on the layout, the type and where the arrays start modulo 16 bytes, never on the device, so that sums
+// over pieces, added in index order, have the same bits on every GPU.
 //
 // A pack is what one access of 16 bytes moves. Element e of a tensor has the position e + shift, so that packs start at
 // multiples of the pack's width, and the first and the last one may lie partly outside the tensor.
@@ -204,8 +204,8 @@ struct Lanes {
   int64_t channels;
   int64_t inner;
   int64_t row_length;  // a multiple of the period, and of 8 and the pack's width
-  int64_t num_rows = 0;
   int64_t rows_per_block = 1;
+  int64_t num_row_blocks = 0;
   Divider period;
   Divider tiles_per_row;
   Divider slots_per_row;  // partial sums of one channel in a row
@@ -224,15 +224,14 @@ struct Lanes {
     slots_per_row = Divider(side_by_side * inner);
     slots_per_period = Divider(inner);
     if (grid.size == 0) return;
-    num_rows = CeilDiv(grid.size + grid.shift, row_length);
     const int64_t packs = CeilDiv(grid.size, pack_width);
     const int64_t rows_per_warp =
         std::clamp<int64_t>(packs / kThreadsToBusy, int64_t{kMinRowsPerWarp}, int64_t{kMaxRowsPerWarp});
     rows_per_block = rows_per_warp * kWarps;
+    num_row_blocks = CeilDiv(CeilDiv(grid.size + grid.shift, row_length), rows_per_block);
   }
 
-  QATFAST_INLINE int64_t num_row_blocks() const { return CeilDiv(num_rows, rows_per_block); }
-  int64_t num_blocks() const { return num_row_blocks() * tiles_per_row.divisor(); }
+  int64_t num_blocks() const { return num_row_blocks * tiles_per_row.divisor(); }
 
   QATFAST_INLINE int64_t FirstRow(int64_t block) const { return tiles_per_row.Divide(block) * rows_per_block; }
   // The first of the columns that a thread of the block's warps owns. It may lie beyond the row.
@@ -272,8 +271,8 @@ struct Lanes {
   }
 
   // The partial sums of a channel: for each block of rows, one per column of the channel.
-  int64_t slots_per_channel() const { return num_row_blocks() * slots_per_row.divisor(); }
-  QATFAST_INLINE int64_t num_slots() const { return num_row_blocks() * row_length; }
+  int64_t slots_per_channel() const { return num_row_blocks * slots_per_row.divisor(); }
+  QATFAST_INLINE int64_t num_slots() const { return num_row_blocks * row_length; }
   // The slot of a row block's first column.
   QATFAST_INLINE int64_t FirstSlot(int64_t block) const { return tiles_per_row.Divide(block) * row_length; }
   QATFAST_INLINE int64_t Slot(int64_t channel, int64_t index) const {

@@ -14,7 +14,9 @@
 namespace qatfast {
 namespace cuda {
 
+#if defined(__CUDACC__)
 extern __shared__ double shared_memory[];
+#endif  // else tests/cuda_emulation has it
 
 template <typename T>
 struct alignas(kPackBytes) Pack {

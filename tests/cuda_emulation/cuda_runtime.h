@@ -9,7 +9,9 @@
 #define QATFAST_TESTS_CUDA_EMULATION_CUDA_RUNTIME_H_
 
 #include <setjmp.h>
+#include <sys/mman.h>
 #include <ucontext.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstddef>
@@ -46,7 +48,7 @@ inline dim3 blockIdx, threadIdx;
 namespace qatfast {
 namespace cuda {
 
-inline double shared_memory[48 * 1024 / sizeof(double)];
+inline double* shared_memory;  // of the kernel that runs
 
 }  // namespace cuda
 }  // namespace qatfast
@@ -54,6 +56,7 @@ inline double shared_memory[48 * 1024 / sizeof(double)];
 namespace cuda_emulation {
 
 constexpr int kWarp = 32;
+constexpr size_t kMaxSharedBytes = 48 * 1024;
 
 enum class Order { kForward, kBackward, kShuffled };
 
@@ -75,6 +78,33 @@ inline int64_t LaunchCount() { return settings.launch_count; }
   std::abort();
 }
 
+// Dynamic shared memory. It ends where a page begins that may not be touched, so what is read or written beyond it is a
+// fault.
+class SharedMemory {
+ public:
+  static constexpr size_t kAlignment = 16;
+
+  SharedMemory() {
+    const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+    const size_t usable = (kMaxSharedBytes + page - 1) / page * page;
+    void* memory = mmap(nullptr, usable + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED || mprotect(static_cast<char*>(memory) + usable, page, PROT_NONE) != 0) std::abort();
+    end_ = static_cast<char*>(memory) + usable;
+  }
+
+  // Gives the kernel that runs next `bytes` of it.
+  void Resize(size_t bytes) {
+    bytes_ = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+    qatfast::cuda::shared_memory = reinterpret_cast<double*>(end_ - bytes_);
+  }
+  void FillWithNan() { std::memset(end_ - bytes_, 0xff, bytes_); }
+
+ private:
+  char* end_;
+  size_t bytes_ = 0;
+};
+inline SharedMemory shared_memory;
+
 // The fibers of one block after another.
 class Block {
  public:
@@ -91,7 +121,7 @@ class Block {
   }
 
   void Run() {
-    std::memset(qatfast::cuda::shared_memory, 0xff, sizeof(qatfast::cuda::shared_memory));  // NaN, if read unwritten
+    shared_memory.FillWithNan();  // which shows what is read unwritten
     std::fill(states_.begin(), states_.end(), State::kReady);
     num_done_ = 0;
     next_ = First(0, size());
@@ -223,13 +253,14 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   using cuda_emulation::settings;
   const std::lock_guard<std::mutex> lock(settings.mutex);
   const int64_t num_blocks = config->gridDim.x;
-  if (num_blocks < 1 || num_blocks > 0x7fffffff || config->dynamicSmemBytes > sizeof(qatfast::cuda::shared_memory)) {
+  if (num_blocks < 1 || num_blocks > 0x7fffffff || config->dynamicSmemBytes > cuda_emulation::kMaxSharedBytes) {
     return cudaErrorInvalidConfiguration;
   }
   ++settings.launch_count;
   const std::tuple<Params...> params(args...);
   const std::function<void()> run = [&] { std::apply(kernel, params); };
   const qatfast::ScopedFlushDenormals flush;
+  cuda_emulation::shared_memory.Resize(config->dynamicSmemBytes);
   cuda_emulation::Block block(static_cast<int>(config->blockDim.x), run);
   const bool all = settings.blocks_run <= 0 || settings.blocks_run >= num_blocks;
   const int64_t count = all ? num_blocks : settings.blocks_run;
