@@ -111,6 +111,18 @@ inline void CheckApart(const std::string& op, const std::string& argument, const
   if (Overlap(output, array)) Fail(op, argument, "apart from " + other, "an array that overlaps it");
 }
 
+// An argument of a call, with the name that errors give it.
+struct NamedArray {
+  const char* name;
+  py::object array;
+};
+
+// Outputs lie apart from parameters, which kernels go on reading while they write.
+inline void CheckApartFrom(const std::string& op, const ArrayView& out, const std::vector<NamedArray>& parameters,
+                           const std::vector<ArrayView>& views) {
+  for (size_t i = 0; i < views.size(); ++i) CheckApart(op, "out", out, parameters[i].name, views[i]);
+}
+
 inline ChannelLayout LayoutOf(const std::string& op, const std::vector<int64_t>& shape, std::optional<int> axis) {
   const int rank = static_cast<int>(shape.size());
   if (!axis) {

@@ -14,11 +14,6 @@ namespace {
 
 using Axis = std::optional<int>;
 
-struct NamedArray {
-  const char* name;
-  py::object array;
-};
-
 // The arrays of a call, which must live until its kernels are queued.
 class DeviceArrays {
  public:
@@ -47,12 +42,6 @@ void CheckLaunched(const std::string& op, const CudaExecution& execution) {
 
 void CheckMask(const std::string& op, const ArrayView& mask, const ArrayView& x) {
   CheckShape(op, "mask", mask, {BitMaskBytes(x.size())});
-}
-
-// Outputs lie apart from parameters, which kernels go on reading while they write.
-void CheckApartFrom(const std::string& op, const ArrayView& out, const std::vector<NamedArray>& names,
-                    const std::vector<ArrayView>& parameters) {
-  for (size_t i = 0; i < names.size(); ++i) CheckApart(op, "out", out, names[i].name, parameters[i]);
 }
 
 template <template <typename> typename Call, typename Attributes>

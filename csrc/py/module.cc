@@ -60,11 +60,6 @@ CpuExecution MakeExecution(const std::string& op, const Run& run) {
   return execution;
 }
 
-struct NamedParameter {
-  const char* name;
-  py::object value;
-};
-
 // Parameters as arrays, which the views refer to.
 struct Parameters {
   std::vector<py::array> arrays;
@@ -72,24 +67,18 @@ struct Parameters {
 };
 
 template <typename A>
-Parameters ConvertParameters(const std::string& op, const std::vector<NamedParameter>& parameters) {
+Parameters ConvertParameters(const std::string& op, const std::vector<NamedArray>& parameters) {
   Parameters converted;
-  for (const NamedParameter& parameter : parameters) {
-    converted.arrays.push_back(Parameter<A>(op, parameter.name, parameter.value));
+  for (const NamedArray& parameter : parameters) {
+    converted.arrays.push_back(Parameter<A>(op, parameter.name, parameter.array));
     converted.views.push_back(ViewOf(converted.arrays.back()));
   }
   return converted;
 }
 
-// Outputs lie apart from parameters, which kernels go on reading while they write.
-void CheckApartFrom(const std::string& op, const py::array& out, const std::vector<NamedParameter>& names,
-                    const Parameters& parameters) {
-  for (size_t i = 0; i < names.size(); ++i) CheckApart(op, "out", ViewOf(out), names[i].name, parameters.views[i]);
-}
-
 // y, or (y, mask).
 template <template <typename> typename Call, typename Attributes>
-py::object Forward(const std::string& op, const py::array& x, const std::vector<NamedParameter>& parameters,
+py::object Forward(const std::string& op, const py::array& x, const std::vector<NamedArray>& parameters,
                    const Attributes& attributes, bool save_mask, const Run& run) {
   const ArrayView view = ViewOf(x);
   return WithType(op, "x", view, [&](auto type) -> py::object {
@@ -101,7 +90,7 @@ py::object Forward(const std::string& op, const py::array& x, const std::vector<
     const CpuExecution execution = MakeExecution(op, run);
     py::array y = OutputLike(op, run.out, x);
     T* to = WritableElements<T>(op, "out", ViewOf(y));
-    CheckApartFrom(op, y, parameters, inputs);
+    CheckApartFrom(op, ViewOf(y), parameters, inputs.views);
     py::array_t<uint8_t> mask(save_mask ? BitMaskBytes(x.size()) : 0);
     uint8_t* bits = save_mask ? mask.mutable_data() : nullptr;
     {
@@ -116,7 +105,7 @@ py::object Forward(const std::string& op, const py::array& x, const std::vector<
 // (grad_x, and the gradient to each parameter: None unless `with_parameters`).
 template <template <typename> typename Call, typename Attributes>
 py::tuple Backward(const std::string& op, const py::array& grad_y, const py::array& x,
-                   const std::vector<NamedParameter>& parameters, const Attributes& attributes, bool with_parameters,
+                   const std::vector<NamedArray>& parameters, const Attributes& attributes, bool with_parameters,
                    const Run& run) {
   const ArrayView view = ViewOf(x);
   return WithType(op, "x", view, [&](auto type) {
@@ -133,7 +122,7 @@ py::tuple Backward(const std::string& op, const py::array& grad_y, const py::arr
     py::array grad_x = OutputLike(op, run.out, x);
     CheckOverlap(op, "grad_y", ViewOf(grad_x), ViewOf(grad_y));
     T* to = WritableElements<T>(op, "out", ViewOf(grad_x));
-    CheckApartFrom(op, grad_x, parameters, inputs);
+    CheckApartFrom(op, ViewOf(grad_x), parameters, inputs.views);
     py::tuple results(1 + kParameters);
     results[0] = grad_x;
     A* grads[kParameters] = {};
