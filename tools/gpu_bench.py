@@ -2,9 +2,11 @@
 
     python tools/gpu_bench.py OUT_DIR [--quick] [--dry-run]
 
-Needs the module `_core` on the path (see tools/gpu_check.sh) and PyTorch. Each function is captured in a CUDA graph of
-many calls, so that only the device's time counts; graphs are replayed in turns, and medians taken. Before a case is
-timed, its results are compared with the CPU kernels' on a part of the tensor.
+Needs the module `_core` on the path (see tools/gpu_check.sh) and PyTorch. Each of our functions, the copy and the empty
+kernel are captured in CUDA graphs of many calls, so that only the device's time counts. PyTorch's functions read
+parameters on the host, which a graph cannot: they are called one after another, and on small tensors the host's time
+counts too. All are run in turns, and medians taken. Before a case is timed, its results are compared with the CPU
+kernels' on a part of the tensor.
 
 Bytes that must move per element of b bytes: forward 2b (read x, write y), and 1/8 with a mask; straight-through
 backward 2b + 1/8; every other backward 3b (read grad_y and x, write grad_x). A copy moves 2b. The share of the copy's
@@ -21,7 +23,7 @@ import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import NamedTuple
@@ -46,7 +48,9 @@ CASES = {
     "embedding": ((30522, 768), 0),
 }
 SMALL_CASES = {"small, per tensor": ((64, 64), None), "small, per channel": ((64, 64), 1)}
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16", "float64")}
+QUICK_DTYPES = ("float32", "float16")
+QUICK_CASES = ("per tensor", "last axis", "first axis", "middle axis", "depthwise 3x3")
 
 
 class Case(NamedTuple):
@@ -72,6 +76,7 @@ def make_case(name: str, shape: tuple[int, ...], axis: int | None, dtype: str, d
     x, grad_y = (torch.randn(shape, generator=generator, device=device).to(DTYPES[dtype]) for _ in range(2))
     channels = () if axis is None else (shape[axis],)
     high = torch.rand(channels, generator=generator, device=device) + 1
+    high = high.to(torch.float64 if dtype == "float64" else torch.float32)
     return Case(name, dtype, axis, x, grad_y, -high * 0.9, high)
 
 
@@ -173,42 +178,45 @@ def theirs(case: Case) -> dict[str, tuple[Callable, str]]:
     def backward():
         torch.autograd.grad(y, x, case.grad_y, retain_graph=True)
 
+    def learned_forward():
+        with torch.no_grad():
+            learnable(case.x, *learned_arguments)
+
     def learned_backward():
         torch.autograd.grad(learned_y, (x, learned, learned_zero), case.grad_y, retain_graph=True)
 
     return {
         "PyTorch fake_quantize forward": (forward, "fake_quant forward"),
         "PyTorch fake_quantize backward": (backward, "straight-through backward"),
+        "PyTorch learnable forward": (learned_forward, "lsq_uniform forward"),
         "PyTorch learnable backward": (learned_backward, "lsq_uniform backward"),
     }
 
 
-class GraphTimer:
-    """Times functions as CUDA graphs of many calls; what cannot be captured, as calls between two events."""
+class DeviceTimer:
+    """Times functions between two events on the current stream."""
 
     def __init__(self, calls: int):
         self._calls = calls
 
-    def prepare(self, run: Callable) -> Callable[[], float]:
+    def _repeat(self, run: Callable) -> None:
+        for _ in range(self._calls):
+            run()
+
+    def _capture(self, run: Callable) -> Callable:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._repeat(run)
+        return graph.replay
+
+    def prepare(self, run: Callable, captured: bool) -> Callable[[], float]:
         """Returns a function that runs `run` many times and returns the seconds of one."""
         stream = torch.cuda.Stream()
         with torch.cuda.stream(stream):
             for _ in range(3):
                 run()
         torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph):
-                for _ in range(self._calls):
-                    run()
-            play = graph.replay
-        except RuntimeError:
-            torch.cuda.synchronize()
-
-            def play():
-                for _ in range(self._calls):
-                    run()
-
+        play = self._capture(run) if captured else lambda: self._repeat(run)
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
         def seconds() -> float:
@@ -220,9 +228,11 @@ class GraphTimer:
 
         return seconds
 
-    def time(self, runs: dict[str, Callable], rounds: int) -> dict[str, dict[str, float]]:
+    def time(
+        self, runs: dict[str, Callable], rounds: int, not_captured: Collection[str]
+    ) -> dict[str, dict[str, float]]:
         """Median and quartiles of the seconds of each function, timed in turns."""
-        prepared = {name: self.prepare(run) for name, run in runs.items()}
+        prepared = {name: self.prepare(run, name not in not_captured) for name, run in runs.items()}
         samples = {name: [] for name in runs}
         for _ in range(rounds + 1):
             for name, seconds in prepared.items():
@@ -237,7 +247,9 @@ class GraphTimer:
 class NoTimer:
     """Calls each function once, and claims nothing."""
 
-    def time(self, runs: dict[str, Callable], rounds: int) -> dict[str, dict[str, float]]:
+    def time(
+        self, runs: dict[str, Callable], rounds: int, not_captured: Collection[str]
+    ) -> dict[str, dict[str, float]]:
         """A second for everything."""
         for run in runs.values():
             run()
@@ -246,7 +258,7 @@ class NoTimer:
 
 def aim(case: Case, name: str) -> float | None:
     """The share of the copy's bandwidth that the project asks for, if it asks."""
-    if case.x.numel() < 2**24 and case.x.is_cuda:
+    if case.dtype == "float64" or (case.x.numel() < 2**24 and case.x.is_cuda):
         return None
     if case.axis is not None:
         return AIM_PER_CHANNEL
@@ -265,7 +277,7 @@ def measure(case: Case, timer, rounds: int, cuda, core, wrap, stream, empty: Cal
         calls["empty kernel"] = empty
     others = theirs(case)
     calls |= {name: run for name, (run, _) in others.items()}
-    times = timer.time(calls, rounds)
+    times = timer.time(calls, rounds, not_captured=others)
     size, b = case.x.numel(), case.x.element_size()
     copy_bandwidth = 2 * b * size / times["copy"]["median"]
     rows = []
@@ -345,7 +357,7 @@ def main() -> None:
         device, name, timer, wrap, stream = "cpu", "dry run", NoTimer(), emulated_array, lambda: 0
         cuda, empty = importlib.import_module("_emulated_cuda"), lambda: None
     else:
-        device, name, timer = "cuda", torch.cuda.get_device_name(), GraphTimer(CALLS)
+        device, name, timer = "cuda", torch.cuda.get_device_name(), DeviceTimer(CALLS)
         cuda, wrap = core.cuda, lambda tensor: tensor
         stream = lambda: torch.cuda.current_stream().cuda_stream  # noqa: E731
         empty = empty_kernel(stream)
@@ -357,8 +369,8 @@ def main() -> None:
         "commit": run_or_none("git", "rev-parse", "HEAD"),
         "cases": [],
     }
-    dtypes = ["float32", "float16"] if options.quick else list(DTYPES)
-    names = ["per tensor", "last axis", "first axis", "middle axis"] if options.quick else list(CASES)
+    dtypes = QUICK_DTYPES if options.quick else DTYPES
+    names = QUICK_CASES if options.quick else CASES
     for dtype in dtypes:
         for case_name, (shape, axis) in {**{n: CASES[n] for n in names}, **SMALL_CASES}.items():
             small = case_name in SMALL_CASES
@@ -368,18 +380,28 @@ def main() -> None:
             found = measure(case, timer, ROUNDS, cuda, core, wrap, stream, empty if small else None)
             results["cases"].append(found)
             print(f"{case_name}, {dtype}: done", flush=True)
+            if not options.dry_run:
+                write(results, options.out_dir)
+                print_missed(found)
             del case
     if options.dry_run:
-        return print("dry run: everything ran, nothing was timed")
-    options.out_dir.mkdir(parents=True, exist_ok=True)
-    stem = "gpu-" + name.lower().replace(" ", "-").replace("/", "-")
-    (options.out_dir / f"{stem}.json").write_text(json.dumps(results, indent=1) + "\n")
-    (options.out_dir / f"{stem}.md").write_text(markdown(results))
-    for case in results["cases"]:
-        for row in case["rows"]:
-            if "met" in row and not row["met"]:
-                value = row.get("of_empty_kernel", row["share_of_copy"])
-                print(f"missed: {case['case']}, {case['dtype']}, {row['name']}: {value:.2f}, aim {row['aim']}")
+        print("dry run: everything ran, nothing was timed")
+
+
+def write(results: dict, out_dir: Path) -> None:
+    """What there is so far, so that a run which is cut short leaves it."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    stem = "gpu-" + results["device"].lower().replace(" ", "-").replace("/", "-")
+    (out_dir / f"{stem}.json").write_text(json.dumps(results, indent=1) + "\n")
+    (out_dir / f"{stem}.md").write_text(markdown(results))
+
+
+def print_missed(case: dict) -> None:
+    """A line for each aim that a case misses."""
+    for row in case["rows"]:
+        if "met" in row and not row["met"]:
+            value = row.get("of_empty_kernel", row["share_of_copy"])
+            print(f"missed: {case['case']}, {case['dtype']}, {row['name']}: {value:.2f}, aim {row['aim']}", flush=True)
 
 
 def run_or_none(*command: str) -> str | None:
