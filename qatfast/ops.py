@@ -8,6 +8,11 @@ How a gradient is computed is chosen when the op is called, by what tapes watch:
 - A parameter: backward reads x again, and computes all gradients in one pass.
 - Nothing, in eager mode, no tape being open: nobody can ask for a gradient, so none is prepared.
 - Nothing, in a graph: `tf.gradients` may still ask for any of them, and gets them from x.
+
+In a function that XLA compiles (`jit_compile=True`) the plain TensorFlow formulas of `qatfast.reference` take the place
+of the native ops, forward and backward: XLA fuses them. It drops assertions, so a range that cannot be quantized with
+gives NaN there, as on a GPU, and no gradient passes. What is traced is looked at: a `tf.function` that was called
+outside of such a function keeps the native ops when it is called inside with the same signature, and XLA refuses it.
 """
 
 from collections.abc import Callable
@@ -65,8 +70,6 @@ def fake_quant(x, min, max, *, num_bits=8, narrow_range=False, axis=None, includ
             looking at a range would stop the stream, its channel gives NaN instead, and no gradient passes.
     """
     attributes = {"num_bits": num_bits, "narrow_range": narrow_range, "include_zero": include_zero}
-    if _native is None:
-        return reference.fake_quant(x, min, max, axis=axis, name=name, **attributes)
     check_attributes("fake_quant", num_bits=num_bits, axis=axis)
     check_bool("fake_quant", "narrow_range", narrow_range)
     check_bool("fake_quant", "include_zero", include_zero)
@@ -123,8 +126,6 @@ def lsq_symmetric(
         "power_of_two": power_of_two,
         "min_threshold": min_threshold,
     }
-    if _native is None:
-        return reference.lsq_symmetric(x, threshold, axis=axis, name=name, **attributes)
     check_attributes("lsq_symmetric", num_bits=num_bits, axis=axis)
     check_bool("lsq_symmetric", "signed", signed)
     check_bool("lsq_symmetric", "power_of_two", power_of_two)
@@ -166,8 +167,6 @@ def lsq_uniform(x, min, max, *, num_bits=8, grad_scale=1.0, axis=None, min_width
             a GPU, such a range's channel gives NaN instead, and no gradient passes.
     """
     attributes = {"num_bits": num_bits, "grad_scale": grad_scale, "min_width": min_width}
-    if _native is None:
-        return reference.lsq_uniform(x, min, max, axis=axis, name=name, **attributes)
     check_attributes("lsq_uniform", num_bits=num_bits, axis=axis)
     check_positive("lsq_uniform", "grad_scale", grad_scale)
     check_not_negative("lsq_uniform", "min_width", min_width)
@@ -181,6 +180,7 @@ class _Family(NamedTuple):
     forward: str
     backward: str  # the gradients to x and to every parameter
     backward_to_x: str | None  # the gradient to x alone, where that is less work
+    reference: Callable
     reference_gradient: Callable
 
 
@@ -189,6 +189,7 @@ _FAKE_QUANT = _Family(
     "qatfast_fake_quant",
     "qatfast_fake_quant_grad_with_range",
     "qatfast_fake_quant_grad",
+    reference.fake_quant,
     reference.fake_quant_gradient,
 )
 _LSQ_SYMMETRIC = _Family(
@@ -196,6 +197,7 @@ _LSQ_SYMMETRIC = _Family(
     "qatfast_lsq_symmetric",
     "qatfast_lsq_symmetric_grad",
     None,
+    reference.lsq_symmetric,
     reference.lsq_symmetric_gradient,
 )
 _LSQ_UNIFORM = _Family(
@@ -203,6 +205,7 @@ _LSQ_UNIFORM = _Family(
     "qatfast_lsq_uniform",
     "qatfast_lsq_uniform_grad",
     None,
+    reference.lsq_uniform,
     reference.lsq_uniform_gradient,
 )
 
@@ -233,7 +236,14 @@ class _Call(NamedTuple):
         return self.family.reference_gradient(grad_y, x, *parameters, axis=self.axis, **self.attributes)
 
 
+def _is_xla_tracing():
+    """Whether what is being traced will be compiled by XLA, which knows no kernel of the native ops."""
+    return tf.__internal__.get_enclosing_xla_context() is not None
+
+
 def _quantize(family, x, parameters, axis, attributes, name):
+    if _native is None or (not tf.executing_eagerly() and _is_xla_tracing()):
+        return family.reference(x, *parameters.values(), axis=axis, name=name, **attributes)
     if not tf.executing_eagerly():
         with tf.name_scope(name or family.name):
             return _quantize_recorded(_Call(family, axis, attributes), x, parameters)

@@ -109,8 +109,7 @@ def nudge(x, min, max, quant_min, quant_max, axis, include_zero) -> NudgedRange:
     is_zero = tf.logical_and(tf.equal(min, 0.0), tf.equal(max, 0.0))
     valid = tf.logical_and(ordered, tf.logical_or(is_zero, _is_positive_and_normal(scale)))
     message = "fake_quant: min and max must be finite and min less than max (or both 0), got min"
-    with tf.control_dependencies(_assert_all(valid, [message, min, "and max", max])):
-        scale = tf.identity(scale)
+    scale = _checked(valid, scale, [message, min, "and max", max])
     inv_scale = steps / (max - min)
     # std::round of a non-negative number: halves go up, and 0.49999997 does not.
     from_min = quant_min - min / scale
@@ -145,8 +144,9 @@ def _gradient_of_range_with_zero(grad_min, grad_max, min, max, steps):
     """
     min, max, steps = (_as_runtime_value(value) for value in (min, max, steps))
     lower = tf.cast(tf.round(min / ((max - min) / steps)), grad_min.dtype) / tf.cast(steps, grad_min.dtype)
+    no_width = tf.logical_not(tf.math.is_finite(lower))  # or ends that are not finite
+    lower = tf.where(no_width, tf.zeros_like(lower), lower)
     of_width = lower * grad_min + (1.0 + lower) * grad_max
-    no_width = tf.equal(max - min, 0.0)
     across_min = tf.where(no_width, grad_min, -of_width)
     across_max = tf.where(no_width, grad_max, of_width)
     zero = tf.zeros_like(grad_min)
@@ -222,8 +222,7 @@ def symmetric_grid(x, threshold, num_bits, signed, grad_scale, axis, power_of_tw
     if not power_of_two:
         step = _pass_through_gradient_scale(step, grad_scale)
     message = "lsq_symmetric: threshold must be positive, finite and such that the step is a normal number, got"
-    with tf.control_dependencies(_assert_all(_is_positive_and_normal(step), [message, given])):
-        step = _broadcast_to_channels(tf.identity(step), x, axis)
+    step = _broadcast_to_channels(_checked(_is_positive_and_normal(step), step, [message, given]), x, axis)
     return LsqGrid(step, tf.zeros_like(step), -levels if signed else 0, levels - 1)
 
 
@@ -290,8 +289,7 @@ def uniform_grid(x, min, max, num_bits, grad_scale, axis, min_width) -> LsqGrid:
     step = _pass_through_gradient_scale((max - min) / steps, grad_scale)
     message = "lsq_uniform: min and max must be finite and min less than max, got min"
     valid = tf.logical_and(ordered, _is_positive_and_normal(step))
-    with tf.control_dependencies(_assert_all(valid, [message, given[0], "and max", given[1]])):
-        step = tf.identity(step)
+    step = _checked(valid, step, [message, given[0], "and max", given[1]])
     return LsqGrid(_broadcast_to_channels(step, x, axis), _broadcast_to_channels(min, x, axis), 0, largest)
 
 
@@ -362,10 +360,11 @@ def _is_positive_and_normal(step):
     return tf.logical_and(step >= np.finfo(step.dtype.as_numpy_dtype).tiny, step <= step.dtype.max)
 
 
-def _assert_all(condition, message):
-    """An assertion for `tf.control_dependencies`; an eager one has run by then."""
-    check = tf.debugging.Assert(tf.reduce_all(condition), message)
-    return [] if check is None else [check]
+def _checked(valid, value, message):
+    """`value`, once an assertion has seen that all of it is valid; what is not is NaN where XLA drops the assertion."""
+    assertion = tf.debugging.Assert(tf.reduce_all(valid), message)
+    with tf.control_dependencies([] if assertion is None else [assertion]):  # an eager one has run
+        return tf.where(valid, value, tf.constant(np.nan, value.dtype))
 
 
 def _as_runtime_value(value):

@@ -102,12 +102,12 @@ def test_the_quantized_tensors_of_a_model_are_counted_by_shape_and_axis(capsys, 
     ]
 
 
-def test_a_model_is_measured_under_xla_with_the_reference_for_ours(capsys, saved):
+def test_a_model_is_measured_under_xla(capsys, saved):
     options = ["--batch", "2", "--rounds", "1", "--training", "STE", "--xla", "--per-tensor", "--grid", "uniform"]
     main(["bench", "--model", saved(dense_net()), *options])
     text = capsys.readouterr().out
     steps = [row[2] for row in table(text, "model")[1:]]
-    assert steps[3:] == ["float, XLA", "stock STE, XLA", "reference STE, XLA"]
+    assert steps[3:] == ["float, XLA", "stock STE, XLA", "ours STE, XLA"]
     assert ["weight", "[6, 5]", "-", "1", "30"] in table(text, "quantized")
 
 

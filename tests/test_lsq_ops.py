@@ -194,8 +194,6 @@ def test_graph_mode_equals_eager_mode(lsq, shape, axis):
 @pytest.mark.parametrize(("shape", "axis"), [((3, 5, 7), None), ((9, 31), 1)])
 @pytest.mark.parametrize("guarded", [False, True])
 def test_compiled_by_xla_equals_eager_mode_to_rounding(lsq, shape, axis, guarded):
-    if lsq.function is getattr(qatfast.ops, lsq.name, None):
-        pytest.skip("the native op has no XLA kernel yet")
     attributes = {"axis": axis, "grad_scale": 0.37}
     if guarded:
         attributes |= {"power_of_two": True, "min_threshold": 0.5} if "symmetric" in lsq.name else {"min_width": 3.0}

@@ -159,8 +159,6 @@ def test_include_zero_gradients_follow_the_chain_rule_of_mct(fake_quant, axis):
 @pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize(("shape", "axis"), [((3, 5, 7), None), ((9, 31), 1), ((2, 3, 65), 1)])
 def test_graph_mode_equals_eager_mode(fake_quant, shape, axis, jit):
-    if jit and fake_quant is qatfast.ops.fake_quant:
-        pytest.skip("the native op has no XLA kernel yet")
     case = draw_case(1, shape, axis, 8)
     in_graph = tf.function(lambda x, min, max: fake_quant(x, min, max, axis=axis), jit_compile=jit)
     eager = forward_and_gradients(fake_quant, *case, axis=axis)

@@ -3,7 +3,7 @@
 - `STOCK`: TensorFlow's own op, called as MCT calls it. There is one for `fake_quant` only.
 - `FORMULAS`: the formulas as one writes them in plain TensorFlow, with autodiff through a straight-through round. Where
   MCT is installed (TensorFlow 2.15), `lsq_symmetric` and `lsq_uniform` call MCT's own functions.
-- `REFERENCE`: `qatfast.reference`, which stands for qatfast where XLA compiles: the native ops have no XLA kernel.
+- `REFERENCE`: `qatfast.reference`, which `qatfast.ops` calls where XLA compiles.
 """
 
 import contextlib

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from qatfast.benchmark.implementations import FORMULAS, OURS, REFERENCE, STOCK, Implementation, computed_by
+from qatfast.benchmark.implementations import FORMULAS, OURS, STOCK, Implementation, computed_by
 from qatfast.config import QATConfig, TrainingMethod
 from qatfast.model import quantize_model
 
@@ -31,16 +31,15 @@ class Variant(NamedTuple):
 
     @property
     def name(self) -> str:
-        """'float', 'stock STE', 'ours LSQ', 'reference STE, XLA' and the like."""
+        """'float', 'stock STE', 'ours LSQ', 'ours STE, XLA' and the like."""
         name = FLOAT if self.method is None else f"{self.implementation.name} {self.method.name}"
         return f"{name}, XLA" if self.xla else name
 
 
 def variants(methods: Sequence[TrainingMethod], xla: bool = False) -> list[Variant]:
-    """What there is to compare with: the stock op for STE, the formulas for LSQ; under XLA our reference."""
+    """What there is to compare with: the stock op for STE, the formulas for LSQ."""
     other = {TrainingMethod.STE: STOCK, TrainingMethod.LSQ: FORMULAS}
-    ours = REFERENCE if xla else OURS
-    quantized = [Variant(method, which, xla) for method in methods for which in (other[method], ours)]
+    quantized = [Variant(method, which, xla) for method in methods for which in (other[method], OURS)]
     return [Variant(None, None, xla), *quantized]
 
 
