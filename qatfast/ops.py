@@ -236,13 +236,8 @@ class _Call(NamedTuple):
         return self.family.reference_gradient(grad_y, x, *parameters, axis=self.axis, **self.attributes)
 
 
-def _is_xla_tracing():
-    """Whether what is being traced will be compiled by XLA, which knows no kernel of the native ops."""
-    return tf.__internal__.get_enclosing_xla_context() is not None
-
-
 def _quantize(family, x, parameters, axis, attributes, name):
-    if _native is None or (not tf.executing_eagerly() and _is_xla_tracing()):
+    if _native is None or reference.is_traced_for_xla():
         return family.reference(x, *parameters.values(), axis=axis, name=name, **attributes)
     if not tf.executing_eagerly():
         with tf.name_scope(name or family.name):

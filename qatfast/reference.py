@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 
 from qatfast._validation import (
     check_attributes,
@@ -21,7 +22,7 @@ from qatfast._validation import (
     convert_parameter,
 )
 
-__all__ = ["fake_quant", "lsq_symmetric", "lsq_uniform"]
+__all__ = ["fake_quant", "is_traced_for_xla", "lsq_symmetric", "lsq_uniform"]
 
 
 class NudgedRange(NamedTuple):
@@ -367,12 +368,20 @@ def _checked(valid, value, message):
         return tf.where(valid, value, tf.constant(np.nan, value.dtype))
 
 
-def _as_runtime_value(value):
-    """Hides `value` from the graph optimizer, which would divide by a constant by multiplying with its inverse.
+def is_traced_for_xla() -> bool:
+    """Returns whether XLA will compile what is being traced."""
+    return not tf.executing_eagerly() and tf.__internal__.get_enclosing_xla_context() is not None
 
-    A placeholder with a default is what the optimizer may not fold; XLA takes it as the identity.
+
+def _as_runtime_value(value):
+    """Hides `value` from graph optimizers, which would divide by a constant by multiplying with its inverse.
+
+    A placeholder with a default is what TensorFlow's may not fold, and a barrier is what XLA may not look through.
     """
-    return tf.raw_ops.PlaceholderWithDefault(input=tf.stop_gradient(value), shape=value.shape)
+    value = tf.stop_gradient(value)
+    if is_traced_for_xla():
+        return gen_xla_ops.xla_optimization_barrier([value])[0]
+    return tf.raw_ops.PlaceholderWithDefault(input=value, shape=value.shape)
 
 
 def _broadcast_to_channels(value, x, axis):
