@@ -19,6 +19,7 @@ from qatfast.config import (
     TrainableQuantizerWeightsConfig,
     TrainingMethod,
 )
+from qatfast.quantizers.gradient_scale import activation_gradient_scale, weight_gradient_scale
 from qatfast.quantizers.range_quantizer import (
     MAX_VARIABLE,
     METHODS,
@@ -135,25 +136,14 @@ class _LSQQuantizer(RangeQuantizer):
         return {"threshold": floats(exportable_threshold(grid.step.numpy(), self._num_bits, self._signed))}
 
     def _grad_scale(self):
-        """1 / sqrt(count * largest integer); 1 for an activation that was never called."""
+        """What the gradient to the step is scaled by; 1 for an activation that was never called."""
         if self._shape is None:
             return 1.0
-        return 1.0 / math.sqrt(self._count() * (2 ** (self._num_bits - self._signed) - 1))
-
-    def _count(self):
-        """What `gradient_scale` says to count, of the static shape."""
-        by_channels = self.gradient_scale is GradientScale.CHANNELS
+        largest = 2 ** (self._num_bits - self._signed) - 1
         if self._is_for_weights:
-            return self._steps if by_channels else math.prod(self._shape) // self._steps
-        known = tf.TensorShape(self._shape)
-        counted = known[-1:] if by_channels else known[1:]
-        if not known.rank or not counted.is_fully_defined():
-            self._fail(
-                f"the shape of an activation under {self.gradient_scale}",
-                f"known statically on {'the last axis' if by_channels else 'all axes but the first'}",
-                known,
-            )
-        return counted.num_elements()
+            return weight_gradient_scale(self.gradient_scale, largest, tuple(self._shape), self._steps)
+        shape = tf.TensorShape(self._shape)
+        return activation_gradient_scale(type(self).__name__, self.gradient_scale, largest, shape)
 
 
 @mark_quantizer(

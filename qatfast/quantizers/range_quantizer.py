@@ -96,6 +96,17 @@ class RangeQuantizer(BaseKerasQATTrainableQuantizer):
             )
             self.add_quantizer_variable(suffix, variable, VariableGroup.QPARAMS)
 
+    def use_variables(self, variables: dict, rank: int | None) -> None:
+        """Goes on with variables of another quantizer, in place of `initialize_quantization`.
+
+        Args:
+            variables: By name, as this quantizer would have created them.
+            rank: Number of the weight's axes; None for an activation.
+        """
+        self._rank = rank
+        for name, variable in variables.items():
+            self.add_quantizer_variable(name, variable, VariableGroup.QPARAMS)
+
     def convert2inferable(self):
         """Returns the {Weights, Activation}{Symmetric, POT, Uniform}InferableQuantizer that computes as this one."""
         arguments = {"num_bits": self._num_bits, **self._exported_range()}
