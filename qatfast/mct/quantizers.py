@@ -294,7 +294,12 @@ class _LsqWeights(_Weights):
         guard_range: bool = False,
         power_of_two_in_loop: bool = False,
     ):
-        super().__init__(quantization_config)
+        try:
+            super().__init__(quantization_config)
+        except AttributeError:
+            # Per tensor, MCT's uniform quantizer fails in its last line, whose attribute is not used here.
+            if quantization_config.weights_per_channel_threshold:
+                raise
         self.freeze_quant_params = freeze_quant_params
         self.gradient_scale = gradient_scale
         self.guard_range = guard_range
