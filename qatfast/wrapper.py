@@ -9,6 +9,7 @@ from qatfast.quantizers.base import quantizer_classes
 
 __all__ = [
     "KerasTrainableQuantizationWrapper",
+    "call_through_wrapper_only",
     "copy_weights",
     "float32_config",
     "inferable_holder",
@@ -43,7 +44,7 @@ class KerasTrainableQuantizationWrapper(KerasQuantizationWrapper):
         """Builds the wrapped layer and the quantizers' variables."""
         super().build(input_shape)
         self._built_for = input_shape
-        _call_through_wrapper_only(self.layer)
+        call_through_wrapper_only(self.layer)
 
     def convert_to_inferable_quantizers(self) -> KerasQuantizationWrapper:
         """Returns a built wrapper of mct-quantizers with the same name, weights and output; this one stays as it is.
@@ -95,7 +96,7 @@ def inferable_wrapper(wrapper: KerasQuantizationWrapper, name: str) -> KerasQuan
         **positional,
     )
     converted.build(_build_input_shape(wrapper))
-    _call_through_wrapper_only(converted.layer)
+    call_through_wrapper_only(converted.layer)
     copy_weights(wrapper, converted)
     return converted
 
@@ -191,7 +192,7 @@ def _build_input_shape(wrapper):
     return wrapper.get_input_shape_at(0)
 
 
-def _call_through_wrapper_only(layer):
+def call_through_wrapper_only(layer):
     """Keeps Keras from tracing `layer` on its own for a SavedModel, which fails: its kernel is the wrapper's tensor.
 
     Keras does so for layers whose input spec fixes the rank (Conv2DTranspose). A wrapped layer's spec has no other

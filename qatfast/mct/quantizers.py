@@ -46,6 +46,7 @@ from qatfast.quantizers.gradient_scale import activation_gradient_scale, weight_
 from qatfast.quantizers.range_quantizer import MAX_VARIABLE, MIN_VARIABLE, THRESHOLD_VARIABLE
 from qatfast.quantizers.ranges import power_of_two_threshold
 from qatfast.quantizers.serialization import from_json, to_json
+from qatfast.wrapper import call_through_wrapper_only
 
 __all__ = ["NO_KERNEL", "QUANTIZERS", "trains_quantized_kernel", "without_candidates"]
 
@@ -119,6 +120,11 @@ class _Weights(_QatfastQuantizer):
     @property
     def _axis(self):
         return self.channel_axis if self.per_channel else None
+
+    def _start(self, tensor_shape, layer):
+        super()._start(tensor_shape, layer)
+        if isinstance(layer, KerasQuantizationWrapper):
+            call_through_wrapper_only(layer.layer)  # else MCT cannot save a Conv2DTranspose in a SavedModel
 
 
 class _Activation(_QatfastQuantizer):
@@ -374,14 +380,18 @@ class QatfastSTEUniformActivationTrainableQuantizer(_SteActivation, STEUniformAc
 @mark_quantizer(
     quantization_target=QuantizationTarget.Activation, quantization_method=_SYMMETRIC, identifier=TrainingMethod.LSQ
 )
-class QatfastLSQSymmetricActivationTrainableQuantizer(_LsqActivation, _LsqSymmetric, LSQSymmetricActivationTrainableQuantizer):
+class QatfastLSQSymmetricActivationTrainableQuantizer(
+    _LsqActivation, _LsqSymmetric, LSQSymmetricActivationTrainableQuantizer
+):
     """An activation below a learned threshold."""
 
 
 @mark_quantizer(
     quantization_target=QuantizationTarget.Activation, quantization_method=_UNIFORM, identifier=TrainingMethod.LSQ
 )
-class QatfastLSQUniformActivationTrainableQuantizer(_LsqActivation, _LsqUniform, LSQUniformActivationTrainableQuantizer):
+class QatfastLSQUniformActivationTrainableQuantizer(
+    _LsqActivation, _LsqUniform, LSQUniformActivationTrainableQuantizer
+):
     """An activation in a learned range."""
 
 
