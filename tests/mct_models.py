@@ -4,12 +4,12 @@ import model_compression_toolkit as mct
 import numpy as np
 import tensorflow as tf
 from mct_quantizers import QuantizationMethod, QuantizationTarget
+from model_compression_toolkit import trainable_infrastructure
 from model_compression_toolkit.target_platform_capabilities.constants import KERNEL_ATTR
 from model_compression_toolkit.target_platform_capabilities.tpc_models.imx500_tpc.v1_0.tpc import (
     generate_tpc,
     get_op_quantization_configs,
 )
-from model_compression_toolkit import trainable_infrastructure
 from model_compression_toolkit.trainable_infrastructure import (
     TrainableQuantizerActivationConfig,
     TrainableQuantizerWeightsConfig,

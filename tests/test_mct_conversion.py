@@ -22,7 +22,7 @@ from qatfast.mct.quantizers import QUANTIZERS  # noqa: E402
 
 
 def compiled(model):
-    model.compile(tf.keras.optimizers.SGD(0.01, momentum=0.9), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    model.compile(tf.keras.optimizers.SGD(0.002, momentum=0.9), "sparse_categorical_crossentropy", metrics=["accuracy"])
     return model
 
 

@@ -1,4 +1,4 @@
-"""Models and ops of qatfast under XLA (`jit_compile=True`), where plain TensorFlow takes the place of the native ops."""
+"""Models and ops under XLA (`jit_compile=True`), where plain TensorFlow takes the place of the native ops."""
 
 import numpy as np
 import pytest

@@ -8,8 +8,8 @@ config = mct.qat.QATConfig(weight_training_method=qatfast.mct.TrainingMethod.STE
 model, info, _ = mct.qat.keras_quantization_aware_training_init_experimental(float_model, data, qat_config=config)
 ```
 
-Importing this module is what makes MCT find the quantizers. It needs MCT 2.6 and TensorFlow 2.15, where MCT's Keras side
-ends: `pip install 'qatfast[mct]'`. docs/mct.md has what differs from the stock quantizers.
+Importing this module is what makes MCT find the quantizers. It needs MCT 2.6 and TensorFlow 2.15, where MCT's Keras
+side ends: `pip install 'qatfast[mct]'`. docs/mct.md has what differs from the stock quantizers.
 """
 
 import importlib.util

@@ -171,7 +171,7 @@ class _Ste(_QatfastQuantizer):
             self._exact_quantizer().snap_range()
 
     def _exact_quantizer(self):
-        """qatfast's own quantizer, on the variables of this one."""
+        """Qatfast's own quantizer, on the variables of this one."""
         is_weight = isinstance(self, _Weights)
         exact = (STEWeightsQuantizer if is_weight else STEActivationQuantizer)(_own_config(self.quantization_config))
         exact.use_variables(self._variables(), len(self._tensor_shape) if is_weight else None)
@@ -450,7 +450,7 @@ def _config_from_json(config_class, arguments):
 
 
 def _own_config(config):
-    """qatfast's config of the same values as MCT's."""
+    """Qatfast's config of the same values as MCT's."""
     return getattr(own_configs, type(config).__name__)(**_arguments(without_candidates(config)))
 
 
