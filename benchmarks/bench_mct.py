@@ -1,4 +1,4 @@
-"""A training step of MCT's own QAT models, random weights: in float, with MCT's quantizers, and with ours in their place.
+"""A training step of MCT's own QAT models, random weights: in float, with its quantizers, and with ours in their place.
 
 One model per training method goes through MCT's init, with the default target platform; `qatfast.mct.accelerate` puts
 our quantizers in. So both train the same variables, and their losses must agree. Needs MCT, so TensorFlow 2.15.
@@ -14,6 +14,7 @@ from harness import run_in_turns
 from qatfast.benchmark.training import LOSS_TOLERANCE, SECONDS_PER_STEP, TrainingStep, random_batch
 
 METHODS = ("STE", "LSQ")
+XLA_TOLERANCE = 0.1  # it rounds convolutions otherwise, which fifty quantized layers make more of
 
 
 def make_realistic(model, batch):
@@ -69,9 +70,11 @@ def test_mct_training_step(benchmark, name, settings):
         qatfast.mct.accelerate(quantized)
         of_method |= {f"ours {method}{mode}": step for mode, step in traced_steps(quantized, batch, compiled).items()}
         losses = {step_name: step.first_losses() for step_name, step in of_method.items()}
-        assert min(losses[f"MCT {method}"]) > 0
+        stock = losses[f"MCT {method}"]
+        assert min(stock) > 0
         for step_name, found in losses.items():
-            assert found == pytest.approx(losses[f"MCT {method}"], rel=LOSS_TOLERANCE), step_name
+            tolerance = XLA_TOLERANCE if "XLA" in step_name else LOSS_TOLERANCE
+            assert found == pytest.approx(stock, rel=tolerance), step_name
         steps |= of_method
     benchmark.group = "MCT training step"
     run_in_turns(

@@ -32,13 +32,12 @@ def platform(method=QuantizationMethod.SYMMETRIC, activation_method=Quantization
     return generate_tpc(default.clone_and_edit(**activation), linear, [linear], "tests")
 
 
-def init(model, training_method, tpc=None, core_config=None, **options):
-    """`model` after MCT's init, with quantizers of one training method."""
+def init(model, training_method, tpc=None, core_config=None, config=None, override=None, **options):
+    """`model` after MCT's init, with quantizers of one training method, or of MCT's `config`."""
     shapes = [tensor.shape[1:] for tensor in model.inputs]
     rng = np.random.default_rng(5)
     batches = [[rng.normal(size=(8, *shape)).astype(np.float32) for shape in shapes] for _ in range(2)]
-    config = mct.qat.QATConfig(training_method, training_method)
-    config.weight_quantizer_params_override = config.activation_quantizer_params_override = options.pop("override", {})
+    config = config or mct.qat.QATConfig(training_method, training_method, override, override)
     return mct.qat.keras_quantization_aware_training_init_experimental(
         model,
         lambda: batches,

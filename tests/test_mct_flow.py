@@ -1,6 +1,10 @@
 """MCT's whole flow with qatfast's training methods: init, training, files, finalize, exporters."""
 
+import re
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -205,3 +209,29 @@ def test_one_warning_where_no_quantized_kernel_trains():
         warnings.filterwarnings("error", message="qatfast")
         fit(init(multi_output_net(), OURS.STE), 10)
         outputs_of(init(multi_output_net(), OURS.STE, platform(enable_weights_quantization=False)))
+
+
+def test_the_quantizer_of_the_docs_trains_and_is_exported():
+    page = (Path(__file__).parent.parent / "docs" / "mct.md").read_text()
+    (code,) = [
+        block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "class LearnedThreshold" in block
+    ]
+    names = {"__name__": "docs"}
+    exec(code, names)
+    config = mct.qat.QATConfig(names["Mine"].LEARNED, OURS.STE)
+    model = init(conv_net(), None, config=config)
+    assert names["LearnedThreshold"] in {type(quantizer) for quantizer in quantizers(model)}
+    fit(model, 10)
+    expected = outputs_of(model)
+    finalized = mct.qat.keras_quantization_aware_training_finalize_experimental(model)
+    for got, wanted in zip(outputs_of(finalized), expected, strict=True):
+        np.testing.assert_allclose(got, wanted, atol=0.05)
+
+
+def test_the_example_trains_2_bit_kernels(tmp_path):
+    example = Path(__file__).parent.parent / "examples" / "mct_qat.py"
+    run = subprocess.run(
+        [sys.executable, str(example), "--output", str(tmp_path)], check=True, capture_output=True, text=True
+    )
+    float_model, quantized, trained, exported = (float(line.split()[-1]) for line in run.stdout.splitlines())
+    assert float_model > 0.9 and trained > max(quantized, 0.9) and abs(exported - trained) <= 0.005
