@@ -40,7 +40,7 @@ def draw(measurements: dict[str, list[dict]], machine: str, path: Path) -> None:
     matplotlib.use("Agg")
     measured = [one for one in measurements.get("ops", []) if one["direction"] in COLUMNS]
     ops = [op for op in OPS if any(one["op"] == op for one in measured)]
-    steps = measurements.get("training step", [])
+    steps = measurements.get("training step", []) + measurements.get("MCT training step", [])
     if not ops and not steps:
         raise SystemExit("nothing to draw: neither ops nor training steps were measured")
     panels = {op: [_chosen(measured, op, direction) for direction in COLUMNS] for op in ops}

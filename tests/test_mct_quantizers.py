@@ -233,6 +233,21 @@ def test_an_exact_export_computes_what_was_trained(target, axis, method):
             assert_same_bits(quantizer(x), run(ours, x, grad_y)[0])
 
 
+@pytest.mark.parametrize(
+    ("identifier", "argument", "value", "requirement"),
+    [
+        ("LSQ", "gradient_scale", "elements", "a GradientScale"),
+        ("LSQ", "guard_range", None, "a bool"),
+        ("LSQ", "freeze_quant_params", "yes", "a bool"),
+        ("STE", "exact_export", 1.0, "a bool"),
+    ],
+)
+def test_arguments_of_another_type_are_errors(identifier, argument, value, requirement):
+    for target in (QuantizationTarget.Weights, QuantizationTarget.Activation):
+        with pytest.raises(ValueError, match=f"Qatfast.*: {argument} must be {requirement}, got {value!r}"):
+            pair(target, UNIFORM, identifier, **{argument: value})
+
+
 def test_every_stock_quantizer_has_ours_of_another_name_and_identifier():
     assert len(QUANTIZERS) == 8
     for stock, ours in QUANTIZERS.items():

@@ -133,5 +133,6 @@ SUITES = {  # title, ratios of a measurement, rows of a table
     "ops": ("Ops in graph mode", op_ratios, op_rows),
     "small": ("Ops on 4,096 elements: per op in a graph, and called eagerly", small_ratios, small_rows),
     "training step": ("Training steps", step_ratios, step_rows),
+    "MCT training step": ("Training steps of MCT's models", step_ratios, step_rows),
     "memory": ("Memory kept for backward", memory_ratios, memory_rows),
 }

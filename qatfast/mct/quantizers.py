@@ -1,9 +1,17 @@
 """MCT's trainable quantizers, computed by qatfast's ops.
 
 Each is a subclass of the stock quantizer whose name it bears after "Qatfast": configuration, variables and export are
-the stock ones, so that weights files interchange and exported models are the same. What differs is how they compute,
-that their arguments survive saving, and the arguments themselves, which mend what is wrong with the stock quantizers
-where that changes what is exported.
+the stock one's, so that weights files interchange and exported models are the same. What differs is how it computes,
+that its arguments survive saving, and the arguments themselves, which mend what is wrong with the stock quantizers
+where that changes what is exported (docs/mct.md):
+
+- freeze_quant_params: the learned range stays as it is (without effect on STE's, which is fixed).
+- exact_export (STE): the range is moved to one that export leaves alone, and the exported model computes what was
+  trained, bit for bit.
+- gradient_scale (LSQ): what the gradient to the range is scaled by, a `GradientScale`.
+- guard_range (LSQ): a threshold, or the width of a range, counts as the config's `min_threshold` at least. Without it
+  only what is not positive is guarded, and counts as 2^-100: MCT goes on with a negative step and cannot export it.
+- power_of_two_in_loop (LSQ): training rounds the threshold up to a power of two, as export does.
 
 MCT takes a quantizer by its `identifier`, here a member of qatfast's own `TrainingMethod`, and reads the annotation of
 its constructor's first argument: no `from __future__ import annotations` in this file.
@@ -106,6 +114,13 @@ class _QatfastQuantizer:
     def _start(self, tensor_shape, layer):
         """Called once the variables are there."""
         self._tensor_shape = tensor_shape  # of a weight; None for an activation
+
+    def _keep(self, **arguments):
+        for name, value in arguments.items():
+            kind = GradientScale if name == "gradient_scale" else bool
+            if not isinstance(value, kind):
+                self._fail(name, f"a {kind.__name__}", value)
+            setattr(self, name, value)
 
     def _variables(self):
         return {name: item[VAR] for name, item in self.quantizer_parameters.items()}
@@ -276,8 +291,7 @@ class _SteWeights(_Ste, _Weights):
         exact_export: bool = False,
     ):
         super().__init__(quantization_config)
-        self.freeze_quant_params = freeze_quant_params
-        self.exact_export = exact_export
+        self._keep(freeze_quant_params=freeze_quant_params, exact_export=exact_export)
 
 
 class _SteActivation(_Activation, _Ste):
@@ -287,8 +301,8 @@ class _SteActivation(_Activation, _Ste):
         freeze_quant_params: bool = False,
         exact_export: bool = False,
     ):
-        super().__init__(quantization_config, freeze_quant_params)
-        self.exact_export = exact_export
+        super().__init__(quantization_config)
+        self._keep(freeze_quant_params=freeze_quant_params, exact_export=exact_export)
 
 
 class _LsqWeights(_Weights):
@@ -306,10 +320,12 @@ class _LsqWeights(_Weights):
             # Per tensor, MCT's uniform quantizer fails in its last line, whose attribute is not used here.
             if quantization_config.weights_per_channel_threshold:
                 raise
-        self.freeze_quant_params = freeze_quant_params
-        self.gradient_scale = gradient_scale
-        self.guard_range = guard_range
-        self.power_of_two_in_loop = power_of_two_in_loop
+        self._keep(
+            freeze_quant_params=freeze_quant_params,
+            gradient_scale=gradient_scale,
+            guard_range=guard_range,
+            power_of_two_in_loop=power_of_two_in_loop,
+        )
 
     def _grad_scale(self, inputs):
         num_steps = math.prod(next(iter(self._variables().values())).shape)
@@ -326,10 +342,12 @@ class _LsqActivation(_Activation):
         power_of_two_in_loop: bool = False,
     ):
         super().__init__(quantization_config)
-        self.freeze_quant_params = freeze_quant_params
-        self.gradient_scale = gradient_scale
-        self.guard_range = guard_range
-        self.power_of_two_in_loop = power_of_two_in_loop
+        self._keep(
+            freeze_quant_params=freeze_quant_params,
+            gradient_scale=gradient_scale,
+            guard_range=guard_range,
+            power_of_two_in_loop=power_of_two_in_loop,
+        )
 
     def _grad_scale(self, inputs):
         return activation_gradient_scale(type(self).__name__, self.gradient_scale, self.max_int, inputs.shape)
