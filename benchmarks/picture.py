@@ -18,6 +18,7 @@ COLORS = {
     "formulas XLA": "#7b5ea7",
     "formulas": "#b4a0cf",
     "stock": "#d9822b",
+    "MCT": "#d9822b",
     "stock XLA": "#f0c08a",
     "formulas XLA fused": "#c9bfe0",
     "torch": "#b4235a",
