@@ -50,7 +50,7 @@ $(EMULATION)/_emulated_cuda.so: $(VENV)/.tensorflow $(EMULATED_SOURCES) $(shell 
 	$(CXX) -shared $(addsuffix .o,$(addprefix $(EMULATION)/,$(notdir $(EMULATED_SOURCES)))) -o $@
 
 test: install $(if $(CUDA_SOURCES),$(EMULATION)/_emulated_cuda.so)
-	HYPOTHESIS_PROFILE=ci PYTHONPATH=$(EMULATION) $(BIN)/pytest -n $(JOBS) tests
+	HYPOTHESIS_PROFILE=ci PYTHONPATH=$(EMULATION) $(BIN)/pytest -n $(JOBS) --dist worksteal tests
 
 # Compiles the CUDA kernels for every architecture: no warning, no spill, the table in docs/ up to date.
 cuda-check:
