@@ -8,7 +8,7 @@ from typing import NamedTuple
 import tensorflow as tf
 from mct_quantizers import KerasActivationQuantizationHolder, KerasQuantizationWrapper, QuantizationTarget
 
-from qatfast.mct.quantizers import NO_KERNEL, QUANTIZERS, trains_quantized_kernel, without_candidates
+from qatfast.mct.quantizers import QUANTIZERS, warn_unless_a_kernel_trains, without_candidates
 
 __all__ = ["accelerate", "restore"]
 
@@ -54,8 +54,7 @@ def accelerate(
         return ours(stock.quantization_config, **arguments)
 
     _replace_quantizers("accelerate", model, QUANTIZERS, _STOCK, make)
-    if not any(trains_quantized_kernel(layer) for layer in model.submodules):
-        warnings.warn(NO_KERNEL, stacklevel=2)
+    warn_unless_a_kernel_trains(model.submodules)
     return model
 
 

@@ -56,9 +56,9 @@ from qatfast.quantizers.ranges import power_of_two_threshold
 from qatfast.quantizers.serialization import from_json, to_json
 from qatfast.wrapper import call_through_wrapper_only
 
-__all__ = ["NO_KERNEL", "QUANTIZERS", "trains_quantized_kernel", "without_candidates"]
+__all__ = ["QUANTIZERS", "warn_unless_a_kernel_trains", "without_candidates"]
 
-NO_KERNEL = (
+_NO_KERNEL = (
     "qatfast.mct: the model quantizes activations, but no kernel that trains. The target platform capabilities decide "
     "which are quantized: give kernels a configuration of their own there with enable_weights_quantization=True, as "
     "MCT's get_target_platform_capabilities() does."
@@ -157,7 +157,9 @@ class _Activation(_QatfastQuantizer):
         # Where no tape is open nothing trains: Keras may be building the model, which is not whole then.
         if training and not self._has_looked and record.could_possibly_record():
             self._has_looked = True
-            _warn_of_float_kernels(self._layer())
+            layers = _connected_layers(self._layer())
+            if any(isinstance(layer, tf.keras.layers.InputLayer) for layer in layers):  # a Functional model's
+                warn_unless_a_kernel_trains(layers)
         return super().__call__(inputs, training)
 
 
@@ -472,16 +474,13 @@ def _own_config(config):
     return getattr(own_configs, type(config).__name__)(**_arguments(without_candidates(config)))
 
 
-def _warn_of_float_kernels(holder):
-    """Warns if the model that a holder is a layer of trains no quantized kernel."""
-    layers = _connected_layers(holder)
-    is_whole = any(isinstance(layer, tf.keras.layers.InputLayer) for layer in layers)
-    if is_whole and not any(trains_quantized_kernel(layer) for layer in layers):
-        warnings.warn(NO_KERNEL, stacklevel=2)
+def warn_unless_a_kernel_trains(layers) -> None:
+    """Warns if no layer among those of a model is a wrapper that quantizes a weight, and trains it."""
+    if not any(_trains_quantized_kernel(layer) for layer in layers):
+        warnings.warn(_NO_KERNEL, stacklevel=3)
 
 
-def trains_quantized_kernel(layer):
-    """Returns whether a layer is a wrapper that quantizes a weight, and trains it."""
+def _trains_quantized_kernel(layer):
     if not isinstance(layer, KerasQuantizationWrapper) or not layer.built:
         return False
     trained = {id(weight) for weight in layer.trainable_weights}
