@@ -18,6 +18,7 @@ PARAMETER_DTYPES = {
     tf.bfloat16: tf.float32,
     tf.float64: tf.float64,
 }
+_INPUT_DTYPES = ", ".join(dtype.name for dtype in PARAMETER_DTYPES)
 
 
 def check_attributes(op: str, *, num_bits: int, axis) -> None:
@@ -57,13 +58,46 @@ def _is_finite_number(value) -> bool:
 
 
 def convert_input(op: str, x) -> tf.Tensor:
-    """Returns `x` as a tensor; raises TypeError unless it is of a floating-point type that the op takes."""
+    """Returns `x` as a tensor; raises TypeError unless it is a dense one of a floating-point type that the op takes."""
     if not isinstance(x, tf.Tensor):
-        x = tf.convert_to_tensor(x)
+        x = _to_tensor(op, "x", x)
     if x.dtype not in PARAMETER_DTYPES:
-        allowed = ", ".join(dtype.name for dtype in PARAMETER_DTYPES)
-        raise TypeError(f"{op}: x must be {allowed}, got {x.dtype.name}")
+        raise TypeError(f"{op}: x must be {_INPUT_DTYPES}, got {x.dtype.name}")
     return x
+
+
+def _to_tensor(op, argument, value, dtype=None):
+    """Returns a value that is no tensor as one, of `dtype` if that is given; what makes no tensor is a TypeError.
+
+    So is a symbolic tensor of Keras: where that is possible, TensorFlow then has Keras make a layer of the call.
+    """
+    requirement = f"a dense tensor of {_INPUT_DTYPES}" if dtype is None else f"numbers, or a tensor of {dtype.name}"
+    error = TypeError(f"{op}: {argument} must be {requirement}, got {_describe(value)}")
+    is_symbolic = any(cls.__name__ == "KerasTensor" for cls in type(value).__mro__)
+    # TensorFlow would take these for numbers: objects and dates without looking, complex ones without their imaginary
+    # part.
+    is_other = isinstance(value, (bool, np.ndarray, np.generic)) and not _is_of_numbers(np.asarray(value))
+    if is_symbolic or (is_other and dtype is not None):
+        raise error
+    try:
+        return tf.convert_to_tensor(value, dtype)
+    except (TypeError, ValueError):
+        raise error from None
+
+
+def _is_of_numbers(array):
+    try:
+        dtype = tf.as_dtype(array.dtype)
+    except TypeError:
+        return False
+    return dtype.is_floating or dtype.is_integer
+
+
+def _describe(value):
+    if value is None or isinstance(value, (bool, numbers.Number, str, bytes)):
+        return repr(value)
+    dtype = getattr(value, "dtype", None)
+    return type(value).__name__ + ("" if dtype is None else f" of {getattr(dtype, 'name', dtype)}")
 
 
 def convert_parameter(op: str, argument: str, value, x: tf.Tensor, axis, *, read_variable: bool = True):
@@ -82,7 +116,7 @@ def convert_parameter(op: str, argument: str, value, x: tf.Tensor, axis, *, read
             an op reads it faster than Python does.
 
     Raises:
-        TypeError: a tensor or variable of another type.
+        TypeError: a tensor or variable of another type, or something that holds no numbers.
         ValueError: `axis` is not one of x's, or the parameter's shape is neither `[]` (axis None) nor
             `[x.shape[axis]]`.
     """
@@ -93,8 +127,10 @@ def convert_parameter(op: str, argument: str, value, x: tf.Tensor, axis, *, read
         if dtype is not wanted and dtype != wanted:
             why = " for a float64 x" if wanted == tf.float64 else ""
             raise TypeError(f"{op}: {argument} must be {wanted.name}{why}, got {dtype.name}")
-    if read_variable if is_variable else not isinstance(value, tf.Tensor):
-        value = tf.convert_to_tensor(value, wanted)
+    if is_variable:
+        value = tf.convert_to_tensor(value) if read_variable else value
+    elif not isinstance(value, tf.Tensor):
+        value = tf.convert_to_tensor(value, wanted) if type(value) is float else _to_tensor(op, argument, value, wanted)
     shape = value.shape
     rank = shape.rank
     if axis is None:

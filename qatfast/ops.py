@@ -1,13 +1,18 @@
 """Fused fake-quantization ops with their gradients: the heart of the package.
 
-How a gradient is computed is chosen when the op is called, by what tapes watch:
+In a graph each call is one raw op, whose gradient is registered (`_raw_ops`). Eagerly, under a tape or an accumulator
+of forward mode, it is a `tf.custom_gradient` function, since a tape would keep all inputs of a raw op. How the gradient
+is computed is chosen when the op is called, by what is watched then:
 
 - x alone: forward saves a mask of one bit per element, backward reads it and the incoming gradient. Nothing refers to x
   any more. This is faster on every shape and type that was measured, also where x stays alive (benchmarks/NOTES.md).
   A `tf.function` that is called under a tape from outside is traced without knowing of it: see the last line.
 - A parameter: backward reads x again, and computes all gradients in one pass.
-- Nothing, in eager mode, no tape being open: nobody can ask for a gradient, so none is prepared.
+- Nothing, in eager mode: nobody can ask for a gradient, so none is prepared.
 - Nothing, in a graph: `tf.gradients` may still ask for any of them, and gets them from x.
+
+Derivatives of every order and mode exist. They count x and the parameters as constants in a gradient, which is linear
+in the incoming one.
 
 In a function that XLA compiles (`jit_compile=True`) the plain TensorFlow formulas of `qatfast.reference` take the place
 of the native ops, forward and backward: XLA fuses them. It drops assertions, so a range that cannot be quantized with
@@ -15,13 +20,14 @@ gives NaN there, as on a GPU, and no gradient passes. What is traced is looked a
 outside of such a function keeps the native ops when it is called inside with the same signature, and XLA refuses it.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import tensorflow as tf
 from tensorflow.python.eager import record
+from tensorflow.python.ops.gradients_util import PossibleTapeGradientTypes
+from tensorflow.python.util.tf_export import tf_export
 
-from qatfast import _library, reference
+from qatfast import _raw_ops
+from qatfast._raw_ops import FAKE_QUANT, LSQ_SYMMETRIC, LSQ_UNIFORM
+from qatfast._tracing import is_traced_for_xla
 from qatfast._validation import (
     check_attributes,
     check_bool,
@@ -33,9 +39,15 @@ from qatfast._validation import (
 
 __all__ = ["fake_quant", "lsq_symmetric", "lsq_uniform"]
 
-_native = _library.load_ops() if _library.backend() == "native" else None
+_native = _raw_ops.native
 
 
+def _becomes_a_keras_layer(function):
+    """Has Keras 2 make a layer of a call on its symbolic tensors, which it saves by the function's name."""
+    return tf_export(f"qatfast.ops.{function.__name__}")(tf.__internal__.dispatch.add_dispatch_support(function))
+
+
+@_becomes_a_keras_layer
 def fake_quant(x, min, max, *, num_bits=8, narrow_range=False, axis=None, include_zero=False, name=None):
     """Quantizes `x` to a grid of 2^num_bits values between `min` and `max`, and dequantizes it.
 
@@ -73,9 +85,10 @@ def fake_quant(x, min, max, *, num_bits=8, narrow_range=False, axis=None, includ
     check_attributes("fake_quant", num_bits=num_bits, axis=axis)
     check_bool("fake_quant", "narrow_range", narrow_range)
     check_bool("fake_quant", "include_zero", include_zero)
-    return _quantize(_FAKE_QUANT, x, {"min": min, "max": max}, axis, attributes, name)
+    return _quantize(FAKE_QUANT, x, {"min": min, "max": max}, axis, attributes, name)
 
 
+@_becomes_a_keras_layer
 def lsq_symmetric(
     x,
     threshold,
@@ -131,9 +144,10 @@ def lsq_symmetric(
     check_bool("lsq_symmetric", "power_of_two", power_of_two)
     check_positive("lsq_symmetric", "grad_scale", grad_scale)
     check_not_negative("lsq_symmetric", "min_threshold", min_threshold)
-    return _quantize(_LSQ_SYMMETRIC, x, {"threshold": threshold}, axis, attributes, name)
+    return _quantize(LSQ_SYMMETRIC, x, {"threshold": threshold}, axis, attributes, name)
 
 
+@_becomes_a_keras_layer
 def lsq_uniform(x, min, max, *, num_bits=8, grad_scale=1.0, axis=None, min_width=0.0, name=None):
     """Quantizes `x` to a grid of 2^num_bits values between learned ends, and dequantizes it.
 
@@ -170,159 +184,53 @@ def lsq_uniform(x, min, max, *, num_bits=8, grad_scale=1.0, axis=None, min_width
     check_attributes("lsq_uniform", num_bits=num_bits, axis=axis)
     check_positive("lsq_uniform", "grad_scale", grad_scale)
     check_not_negative("lsq_uniform", "min_width", min_width)
-    return _quantize(_LSQ_UNIFORM, x, {"min": min, "max": max}, axis, attributes, name)
-
-
-class _Family(NamedTuple):
-    """The raw ops of one family, by name, and its gradients in plain TensorFlow."""
-
-    name: str
-    forward: str
-    backward: str  # the gradients to x and to every parameter
-    backward_to_x: str | None  # the gradient to x alone, where that is less work
-    reference: Callable
-    reference_gradient: Callable
-
-
-_FAKE_QUANT = _Family(
-    "fake_quant",
-    "qatfast_fake_quant",
-    "qatfast_fake_quant_grad_with_range",
-    "qatfast_fake_quant_grad",
-    reference.fake_quant,
-    reference.fake_quant_gradient,
-)
-_LSQ_SYMMETRIC = _Family(
-    "lsq_symmetric",
-    "qatfast_lsq_symmetric",
-    "qatfast_lsq_symmetric_grad",
-    None,
-    reference.lsq_symmetric,
-    reference.lsq_symmetric_gradient,
-)
-_LSQ_UNIFORM = _Family(
-    "lsq_uniform",
-    "qatfast_lsq_uniform",
-    "qatfast_lsq_uniform_grad",
-    None,
-    reference.lsq_uniform,
-    reference.lsq_uniform_gradient,
-)
-
-
-class _Call(NamedTuple):
-    """One call of a family's ops: what is the same in all of its gradients."""
-
-    family: _Family
-    axis: int | None
-    attributes: dict
-
-    def raw(self, op, *inputs, **more):
-        """Runs a raw op with the call's attributes."""
-        if self.axis is not None:
-            return getattr(_native, op)(*inputs, per_channel=True, axis=self.axis, **self.attributes, **more)
-        return getattr(_native, op)(*inputs, **self.attributes, **more)
-
-    def raw_unrecorded(self, op, *inputs, **more):
-        """Runs a raw op behind the tapes' backs: a custom gradient speaks for it.
-
-        In eager mode a tape would record it too, keep all its inputs, and find no gradient for it.
-        """
-        with record.stop_recording():
-            return self.raw(op, *inputs, **more)
-
-    def reference_gradient(self, grad_y, x, parameters):
-        """The gradients to x and the parameters in plain TensorFlow."""
-        return self.family.reference_gradient(grad_y, x, *parameters, axis=self.axis, **self.attributes)
+    return _quantize(LSQ_UNIFORM, x, {"min": min, "max": max}, axis, attributes, name)
 
 
 def _quantize(family, x, parameters, axis, attributes, name):
-    if _native is None or reference.is_traced_for_xla():
+    if _native is None or is_traced_for_xla():
         return family.reference(x, *parameters.values(), axis=axis, name=name, **attributes)
-    if not tf.executing_eagerly():
-        with tf.name_scope(name or family.name):
-            return _quantize_recorded(_Call(family, axis, attributes), x, parameters)
-    if record.could_possibly_record():
-        return _quantize_recorded(_Call(family, axis, attributes), x, parameters)
-    # No tape: what Python does per call counts here, as it takes longer than to quantize a small tensor.
+    if tf.executing_eagerly():
+        return _quantize_eagerly(family, x, parameters, axis, attributes)
+    with tf.name_scope(name or family.name):
+        x = convert_input(family.name, x)
+        tensors = [convert_parameter(family.name, key, value, x, axis) for key, value in parameters.items()]
+        save_mask = _is_watched([x]) and not _is_watched(tensors)
+        return _forward(family)(x, *tensors, save_mask=save_mask, **_raw_attributes(axis, attributes))[0]
+
+
+def _quantize_eagerly(family, x, parameters, axis, attributes):
+    # Without a tape, what Python does per call counts: it takes longer than to quantize a small tensor.
+    is_recorded = record.could_possibly_record()
     x = convert_input(family.name, x)
     tensors = []
     for key, value in parameters.items():
-        tensors.append(convert_parameter(family.name, key, value, x, axis, read_variable=False))
-    if axis is not None:
-        attributes["per_channel"] = True
-        attributes["axis"] = axis
-    return getattr(_native, family.forward)(x, *tensors, **attributes)[0]
-
-
-def _quantize_recorded(call, x, parameters):
-    name = call.family.name
-    x = convert_input(name, x)
-    parameters = [convert_parameter(name, key, value, x, call.axis) for key, value in parameters.items()]
-    parameters_are_watched = record.should_record_backprop(parameters)
-    save_mask = not parameters_are_watched and record.should_record_backprop([x])
+        tensors.append(convert_parameter(family.name, key, value, x, axis, read_variable=is_recorded))
+    attributes = _raw_attributes(axis, attributes)
+    if not is_recorded:
+        return _forward(family)(x, *tensors, **attributes)[0]
+    parameters_wanted = _is_watched(tensors)
 
     @tf.custom_gradient
-    def quantize(x, *parameters):
-        y, mask = call.raw_unrecorded(call.family.forward, x, *parameters, save_mask=save_mask)
-        if save_mask and tf.executing_eagerly():
-            # The tape keeps this function, so it must not refer to x. No tape watches a parameter.
-            return y, lambda grad_y: (_gradient_by_mask(grad_y, mask), *[None] * len(parameters))
+    def quantize(x, *tensors):
+        with record.stop_recording():  # else the tape would record the op too, and keep all its inputs
+            y, mask = _forward(family)(x, *tensors, save_mask=not parameters_wanted, **attributes)
+        if parameters_wanted:
+            return y, lambda grad_y: _raw_ops.gradients(family, True, grad_y, x, tensors, None, attributes)
+        # The tape keeps this function, so it must not refer to x.
+        return y, lambda grad_y: [_native.qatfast_straight_through_grad(grad_y, mask), *[None] * len(parameters)]
 
-        def gradient(grad_y):
-            if parameters_are_watched:
-                return _all_gradients(call, grad_y, x, parameters)
-            # In a graph an op that nobody reads does not run, and what it alone refers to is not kept.
-            _, *to_parameters = _all_gradients(call, grad_y, x, parameters)
-            if save_mask:
-                return _gradient_by_mask(grad_y, mask), *to_parameters
-            return _gradient_to_x(call, grad_y, x, parameters), *to_parameters
-
-        return y, gradient
-
-    return quantize(x, *parameters)
+    return quantize(x, *tensors)
 
 
-def _gradient_by_mask(grad_y, mask):
-    """The gradient to x, linear in `grad_y` with a diagonal matrix: its own transpose."""
-
-    @tf.custom_gradient
-    def pass_by_mask(grad_y):
-        with record.stop_recording():
-            grad_x = _native.qatfast_straight_through_grad(grad_y, mask)
-        return grad_x, lambda to_grad_x: _gradient_by_mask(to_grad_x, mask)
-
-    return pass_by_mask(grad_y)
+def _forward(family):
+    return getattr(_native, family.forward)
 
 
-def _gradient_to_x(call, grad_y, x, parameters):
-    """The gradient to x; see `_gradient_by_mask`."""
-    if call.family.backward_to_x is None:
-        return _all_gradients(call, grad_y, x, parameters)[0]
-
-    @tf.custom_gradient
-    def pass_in_range(grad_y):
-        return (
-            call.raw_unrecorded(call.family.backward_to_x, grad_y, x, *parameters),
-            lambda to_grad_x: _gradient_to_x(call, to_grad_x, x, parameters),
-        )
-
-    return pass_in_range(grad_y)
+def _raw_attributes(axis, attributes):
+    return attributes if axis is None else {**attributes, "per_channel": True, "axis": axis}
 
 
-def _all_gradients(call, grad_y, x, parameters):
-    """The gradients to x and to every parameter, differentiable in `grad_y`."""
-
-    @tf.custom_gradient
-    def differentiate(grad_y):
-        def transpose(*upstream):
-            # Rarely asked for, so left to TensorFlow: the reference is linear in its grad_y too.
-            with tf.GradientTape() as tape:
-                zero = tf.zeros_like(grad_y)
-                tape.watch(zero)
-                outputs = call.reference_gradient(zero, x, parameters)
-            return tape.gradient(outputs, zero, output_gradients=list(upstream))
-
-        return tuple(call.raw_unrecorded(call.family.backward, grad_y, x, *parameters)), transpose
-
-    return differentiate(grad_y)
+def _is_watched(tensors):
+    """Whether a tape, or an accumulator of forward mode, may ask for a derivative with respect to one of `tensors`."""
+    return bool(PossibleTapeGradientTypes(tensors))

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 
+from qatfast._tracing import as_runtime_value, custom_gradient
 from qatfast._validation import (
     check_attributes,
     check_bool,
@@ -22,7 +22,7 @@ from qatfast._validation import (
     convert_parameter,
 )
 
-__all__ = ["fake_quant", "is_traced_for_xla", "lsq_symmetric", "lsq_uniform"]
+__all__ = ["fake_quant", "lsq_symmetric", "lsq_uniform"]
 
 
 class NudgedRange(NamedTuple):
@@ -51,7 +51,7 @@ def fake_quant(
         max = convert_parameter("fake_quant", "max", max, x, axis)
         quant_min, quant_max = quantized_range(num_bits, narrow_range)
 
-        @tf.custom_gradient
+        @custom_gradient
         def quantize(x, min, max):
             nudged = nudge(x, min, max, quant_min, quant_max, axis, include_zero)
             clamped = tf.maximum(tf.minimum(tf.cast(x, min.dtype), nudged.max), nudged.min)
@@ -90,6 +90,22 @@ def fake_quant_gradient(grad_y, x, min, max, num_bits, narrow_range, axis, inclu
     return tf.where(inside, grad_y, zero), tf.cast(grad_min, min.dtype), tf.cast(grad_max, max.dtype)
 
 
+def fake_quant_jvp(to_x, to_min, to_max, x, min, max, num_bits, narrow_range, axis, include_zero):
+    """The tangent of the output of `fake_quant`, for tangents of x, min and max: `fake_quant_gradient` transposed."""
+    quant_min, quant_max = quantized_range(num_bits, narrow_range)
+    nudged = nudge(x, min, max, quant_min, quant_max, axis, include_zero)
+    if include_zero:
+        steps = tf.constant(quant_max - quant_min, min.dtype)
+        to_min, to_max = _jvp_of_range_with_zero(to_min, to_max, min, max, steps)
+    to_min, to_max = (_broadcast_to_channels(tf.cast(tangent, to_x.dtype), x, axis) for tangent in (to_min, to_max))
+    x = tf.cast(tf.stop_gradient(x), min.dtype)
+    inside = tf.logical_or(nudged.is_zero, tf.logical_and(x >= nudged.min, x <= nudged.max))
+    below = tf.logical_and(tf.logical_not(nudged.is_zero), x < nudged.min)
+    above = tf.logical_and(tf.logical_not(nudged.is_zero), x > nudged.max)
+    zero = tf.zeros_like(to_x)
+    return tf.where(inside, to_x, tf.where(below, to_min, tf.where(above, to_max, zero)))
+
+
 def quantized_range(num_bits: int, narrow_range: bool) -> tuple[int, int]:
     """The smallest and the largest integer of the grid: [0, 2^num_bits - 1], from 1 with `narrow_range`."""
     return int(narrow_range), 2**num_bits - 1
@@ -101,8 +117,8 @@ def nudge(x, min, max, quant_min, quant_max, axis, include_zero) -> NudgedRange:
     Raises:
         InvalidArgumentError: when it runs, the range is not finite, is empty, or is too narrow for float32.
     """
-    min, max = _as_runtime_value(min), _as_runtime_value(max)
-    steps = _as_runtime_value(tf.constant(quant_max - quant_min, min.dtype))
+    min, max = as_runtime_value(min), as_runtime_value(max)
+    steps = as_runtime_value(tf.constant(quant_max - quant_min, min.dtype))
     ordered = tf.logical_and(tf.logical_and(min > -np.inf, max < np.inf), min <= max)  # NaN is not
     if include_zero:
         min, max = range_with_zero(min, max, steps)
@@ -143,10 +159,7 @@ def _gradient_of_range_with_zero(grad_min, grad_max, min, max, steps):
     With k = round(min / scale), a range across zero becomes [k, k + steps] * (max - min) / steps: both ends
     depend on max - min alone.
     """
-    min, max, steps = (_as_runtime_value(value) for value in (min, max, steps))
-    lower = tf.cast(tf.round(min / ((max - min) / steps)), grad_min.dtype) / tf.cast(steps, grad_min.dtype)
-    no_width = tf.logical_not(tf.math.is_finite(lower))  # or ends that are not finite
-    lower = tf.where(no_width, tf.zeros_like(lower), lower)
+    lower, no_width = _lowest_step(min, max, steps, grad_min.dtype)
     of_width = lower * grad_min + (1.0 + lower) * grad_max
     across_min = tf.where(no_width, grad_min, -of_width)
     across_max = tf.where(no_width, grad_max, of_width)
@@ -155,6 +168,30 @@ def _gradient_of_range_with_zero(grad_min, grad_max, min, max, steps):
         tf.where(min > 0, zero, tf.where(max < 0, grad_min, across_min)),
         tf.where(max < 0, zero, tf.where(min > 0, grad_max, across_max)),
     )
+
+
+def _jvp_of_range_with_zero(to_min, to_max, min, max, steps):
+    """The tangents of `range_with_zero`, for tangents of min and max: `_gradient_of_range_with_zero` transposed."""
+    lower, no_width = _lowest_step(min, max, steps, to_min.dtype)
+    to_width = to_max - to_min
+    across_min = tf.where(no_width, to_min, lower * to_width)
+    across_max = tf.where(no_width, to_max, (1.0 + lower) * to_width)
+    zero = tf.zeros_like(to_min)
+    return (
+        tf.where(min > 0, zero, tf.where(max < 0, to_min, across_min)),
+        tf.where(max < 0, zero, tf.where(min > 0, to_max, across_max)),
+    )
+
+
+def _lowest_step(min, max, steps, dtype):
+    """Where a range across zero starts, as a part of its width, and whether it has none (or ends that are not finite).
+
+    It is 0 in the latter case.
+    """
+    min, max, steps = (as_runtime_value(value) for value in (min, max, steps))
+    lower = tf.cast(tf.round(min / ((max - min) / steps)), dtype) / tf.cast(steps, dtype)
+    no_width = tf.logical_not(tf.math.is_finite(lower))
+    return tf.where(no_width, tf.zeros_like(lower), lower), no_width
 
 
 class LsqGrid(NamedTuple):
@@ -181,7 +218,7 @@ def lsq_symmetric(
         x = convert_input("lsq_symmetric", x)
         threshold = convert_parameter("lsq_symmetric", "threshold", threshold, x, axis)
 
-        @tf.custom_gradient
+        @custom_gradient
         def quantize(x, threshold):
             y = _quantize_to_grid(x, symmetric_grid(x, threshold, *attributes))
             return y, lambda grad_y: lsq_symmetric_gradient(grad_y, x, threshold, *attributes)
@@ -199,13 +236,29 @@ def lsq_symmetric_gradient(
     x, threshold = tf.stop_gradient(x), tf.stop_gradient(threshold)
     grid = symmetric_grid(x, threshold, num_bits, signed, grad_scale, axis, power_of_two, min_threshold)
     grad_x, grad_step, _ = _gradients_of_grid(grad_y, x, grid, axis)
-    grad_threshold = _gradient_scale(grad_scale, tf.float64) * grad_step / 2 ** (num_bits - signed)
-    if power_of_two:
-        # 2^ceil(log2(t)) with the rounding up taken as constant: the derivative is the power of two over t.
-        guarded = _at_least(threshold, min_threshold)
-        grad_threshold *= tf.cast(power_of_two_above(guarded), tf.float64)
-        grad_threshold /= tf.cast(guarded, tf.float64)
-    return grad_x, tf.cast(grad_threshold, threshold.dtype)
+    derivative = _step_by_threshold(threshold, num_bits, signed, grad_scale, power_of_two, min_threshold)
+    return grad_x, tf.cast(grad_step * derivative, threshold.dtype)
+
+
+def lsq_symmetric_jvp(
+    to_x, to_threshold, x, threshold, num_bits, signed, grad_scale, axis, power_of_two, min_threshold
+):  # fmt: skip
+    """The tangent of the output of `lsq_symmetric`, for tangents of x and threshold: its gradient transposed."""
+    x, threshold = tf.stop_gradient(x), tf.stop_gradient(threshold)
+    grid = symmetric_grid(x, threshold, num_bits, signed, grad_scale, axis, power_of_two, min_threshold)
+    derivative = _step_by_threshold(threshold, num_bits, signed, grad_scale, power_of_two, min_threshold)
+    to_step = tf.cast(to_threshold, tf.float64) * derivative
+    return _jvp_of_grid(to_x, to_step, tf.zeros_like(to_step), x, grid, axis)
+
+
+def _step_by_threshold(threshold, num_bits, signed, grad_scale, power_of_two, min_threshold):
+    """The derivative of the step by the threshold, times the gradient scale: float64."""
+    derivative = _gradient_scale(grad_scale, tf.float64) / 2 ** (num_bits - signed)
+    if not power_of_two:
+        return derivative
+    # 2^ceil(log2(t)) with the rounding up taken as constant: the derivative is the power of two over t.
+    guarded = _at_least(threshold, min_threshold)
+    return derivative * tf.cast(power_of_two_above(guarded), tf.float64) / tf.cast(guarded, tf.float64)
 
 
 def symmetric_grid(x, threshold, num_bits, signed, grad_scale, axis, power_of_two, min_threshold) -> LsqGrid:
@@ -216,7 +269,7 @@ def symmetric_grid(x, threshold, num_bits, signed, grad_scale, axis, power_of_tw
     """
     levels = 2 ** (num_bits - signed)
     given = threshold
-    threshold = _at_least(_as_runtime_value(threshold), min_threshold)
+    threshold = _at_least(as_runtime_value(threshold), min_threshold)
     if power_of_two:
         threshold = power_of_two_above(threshold)
     step = threshold / levels
@@ -250,7 +303,7 @@ def lsq_uniform(x, min, max, *, num_bits=8, grad_scale=1.0, axis=None, min_width
         min = convert_parameter("lsq_uniform", "min", min, x, axis)
         max = convert_parameter("lsq_uniform", "max", max, x, axis)
 
-        @tf.custom_gradient
+        @custom_gradient
         def quantize(x, min, max):
             y = _quantize_to_grid(x, uniform_grid(x, min, max, *attributes))
             return y, lambda grad_y: lsq_uniform_gradient(grad_y, x, min, max, *attributes)
@@ -266,12 +319,24 @@ def lsq_uniform_gradient(grad_y, x, min, max, num_bits, grad_scale, axis, min_wi
     x, min, max = tf.stop_gradient(x), tf.stop_gradient(min), tf.stop_gradient(max)
     grid = uniform_grid(x, min, max, num_bits, grad_scale, axis, min_width)
     grad_x, grad_step, grad_offset = _gradients_of_grid(grad_y, x, grid, axis)
-    steps = _as_runtime_value(tf.constant(2**num_bits - 1, min.dtype))
+    steps = as_runtime_value(tf.constant(2**num_bits - 1, min.dtype))
     grad_max = _gradient_scale(grad_scale, tf.float64) * grad_step / tf.cast(steps, tf.float64)
     grad_min = grad_offset - grad_max
     min, max = _at_least_as_wide(min, max, min_width)  # whose gradient passes straight through
     grad_min, grad_max = _gradient_of_range_with_zero(grad_min, grad_max, min, max, steps)
     return grad_x, tf.cast(grad_min, min.dtype), tf.cast(grad_max, max.dtype)
+
+
+def lsq_uniform_jvp(to_x, to_min, to_max, x, min, max, num_bits, grad_scale, axis, min_width):
+    """The tangent of the output of `lsq_uniform`, for tangents of x, min and max: its gradient transposed."""
+    x, min, max = tf.stop_gradient(x), tf.stop_gradient(min), tf.stop_gradient(max)
+    grid = uniform_grid(x, min, max, num_bits, grad_scale, axis, min_width)
+    steps = as_runtime_value(tf.constant(2**num_bits - 1, min.dtype))
+    min, max = _at_least_as_wide(min, max, min_width)
+    to_min, to_max = tf.cast(to_min, tf.float64), tf.cast(to_max, tf.float64)
+    to_min, to_max = _jvp_of_range_with_zero(to_min, to_max, min, max, steps)
+    to_step = _gradient_scale(grad_scale, tf.float64) * (to_max - to_min) / tf.cast(steps, tf.float64)
+    return _jvp_of_grid(to_x, to_step, to_min, x, grid, axis)
 
 
 def uniform_grid(x, min, max, num_bits, grad_scale, axis, min_width) -> LsqGrid:
@@ -283,8 +348,8 @@ def uniform_grid(x, min, max, num_bits, grad_scale, axis, min_width) -> LsqGrid:
     """
     largest = 2**num_bits - 1
     given = min, max
-    min, max = _at_least_as_wide(_as_runtime_value(min), _as_runtime_value(max), min_width)
-    steps = _as_runtime_value(tf.constant(largest, min.dtype))
+    min, max = _at_least_as_wide(as_runtime_value(min), as_runtime_value(max), min_width)
+    steps = as_runtime_value(tf.constant(largest, min.dtype))
     ordered = tf.logical_and(tf.logical_and(min > -np.inf, max < np.inf), min <= max)  # NaN is not
     min, max = range_with_zero(min, max, steps)
     step = _pass_through_gradient_scale((max - min) / steps, grad_scale)
@@ -301,20 +366,38 @@ def _quantize_to_grid(x, grid: LsqGrid):
 
 
 def _gradients_of_grid(grad_y, x, grid: LsqGrid, axis):
-    """The gradients of `_quantize_to_grid` to x, and to step and offset as sums in float64, per channel.
+    """The gradients of `_quantize_to_grid` to x, and to step and offset as sums in float64, per channel."""
+    inside, of_step, of_offset = _derivatives_of_grid(x, grid)
+    grad_x = tf.where(inside, grad_y, tf.zeros_like(grad_y))
+    grad_y = tf.cast(grad_y, of_step.dtype)
+    zero = tf.zeros_like(grad_y)
+    # Not multiplied by 0: a gradient that does not count may be infinite.
+    grad_step = tf.where(tf.equal(of_step, 0.0), zero, grad_y * of_step)
+    return grad_x, _sum_per_channel(grad_step, axis), _sum_per_channel(tf.where(of_offset, grad_y, zero), axis)
+
+
+def _jvp_of_grid(to_x, to_step, to_offset, x, grid: LsqGrid, axis):
+    """The tangent of `_quantize_to_grid`, for a tangent of x and float64 ones of step and offset, per channel."""
+    inside, of_step, of_offset = _derivatives_of_grid(x, grid)
+    to_step, to_offset = (
+        _broadcast_to_channels(tf.cast(tangent, of_step.dtype), x, axis) for tangent in (to_step, to_offset)
+    )
+    zero = tf.zeros_like(to_x)
+    by_offset = tf.where(of_offset, to_offset, tf.zeros_like(of_step))
+    return tf.where(inside, to_x, zero) + tf.cast(to_step * of_step + by_offset, to_x.dtype)
+
+
+def _derivatives_of_grid(x, grid: LsqGrid):
+    """The derivatives of `_quantize_to_grid` by x (0 or 1, as a bool), by the step, and by the offset (a bool).
 
     Rounding is straight-through. Whether x is inside is asked of the rounded value, as in MCT: half a step beyond an
     end still is. A NaN in x has no gradient.
     """
     place, rounded, clipped = _place_on_grid(x, grid)
     inside = tf.logical_and(rounded >= grid.smallest, rounded <= grid.largest)
-    grad_x = tf.where(inside, grad_y, tf.zeros_like(grad_y))
     is_nan = tf.math.is_nan(place)
-    zero = tf.zeros_like(place)
-    grad_y = tf.where(is_nan, zero, tf.cast(grad_y, zero.dtype))
-    of_step = tf.where(is_nan, zero, tf.where(inside, rounded - place, clipped))
-    of_offset = tf.where(inside, zero, grad_y)
-    return grad_x, _sum_per_channel(grad_y * of_step, axis), _sum_per_channel(of_offset, axis)
+    of_step = tf.where(is_nan, tf.zeros_like(place), tf.where(inside, rounded - place, clipped))
+    return inside, of_step, tf.logical_not(tf.logical_or(inside, is_nan))
 
 
 def _place_on_grid(x, grid: LsqGrid):
@@ -336,7 +419,7 @@ def _pass_through_gradient_scale(step, grad_scale):
 
 
 def _gradient_scale(grad_scale, dtype):
-    return _as_runtime_value(tf.constant(np.float32(grad_scale), dtype))
+    return as_runtime_value(tf.constant(np.float32(grad_scale), dtype))
 
 
 def _at_least(threshold, min_threshold):
@@ -366,22 +449,6 @@ def _checked(valid, value, message):
     assertion = tf.debugging.Assert(tf.reduce_all(valid), message)
     with tf.control_dependencies([] if assertion is None else [assertion]):  # an eager one has run
         return tf.where(valid, value, tf.constant(np.nan, value.dtype))
-
-
-def is_traced_for_xla() -> bool:
-    """Returns whether XLA will compile what is being traced."""
-    return not tf.executing_eagerly() and tf.__internal__.get_enclosing_xla_context() is not None
-
-
-def _as_runtime_value(value):
-    """Hides `value` from graph optimizers, which would divide by a constant by multiplying with its inverse.
-
-    A placeholder with a default is what TensorFlow's may not fold, and a barrier is what XLA may not look through.
-    """
-    value = tf.stop_gradient(value)
-    if is_traced_for_xla():
-        return gen_xla_ops.xla_optimization_barrier([value])[0]
-    return tf.raw_ops.PlaceholderWithDefault(input=value, shape=value.shape)
 
 
 def _broadcast_to_channels(value, x, axis):

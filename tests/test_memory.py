@@ -1,0 +1,88 @@
+"""What is traced is let go with its graph: nothing of the package, or registered by it, keeps a graph alive."""
+
+import gc
+import tracemalloc
+import weakref
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from models import dense_net
+
+import qatfast
+
+OPS = {"fake_quant": (-1.0, 1.0), "lsq_symmetric": (1.0,), "lsq_uniform": (-1.0, 1.0)}
+WARM_UP = 5
+
+
+def trace(function, parameters, jit=False):
+    """Runs a new `tf.function` of y and all gradients, with a constant of 1 MB in it; returns its graph, weakly."""
+    constant = np.random.default_rng(0).normal(size=2**18).astype(np.float32)
+
+    @tf.function(jit_compile=jit)
+    def run(x, *parameters):
+        with tf.GradientTape() as tape:
+            tape.watch([x, *parameters])
+            y = function(x + constant[0], *parameters) + tf.reduce_sum(constant)
+        return y, tape.gradient(y, [x, *parameters])
+
+    run(tf.zeros([3]), *map(tf.constant, parameters))
+    return weakref.ref(run.get_concrete_function(tf.zeros([3]), *map(tf.constant, parameters)).graph)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("op", OPS)
+def test_a_graph_dies_with_its_function(backend, op, jit):
+    graph = trace(backend(op), OPS[op], jit)
+    gc.collect()
+    assert graph() is None
+
+
+def growth_per_call(function, calls):
+    """Bytes of Python objects that a call leaves behind."""
+    for _ in range(WARM_UP):
+        function()
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for _ in range(calls):
+            function()
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0] / calls
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_a_trace_leaves_next_to_nothing(native, op):
+    assert growth_per_call(lambda: trace(native(op), OPS[op]), calls=30) <= 4096
+
+
+def test_an_eager_gradient_leaves_nothing(native):
+    def differentiate():
+        for op, parameters in OPS.items():
+            inputs = [tf.zeros([3]), *map(tf.constant, parameters)]
+            with tf.GradientTape() as tape:
+                tape.watch(inputs)
+                y = native(op)(*inputs)
+            tape.gradient(y, inputs)
+
+    assert growth_per_call(differentiate, calls=300) <= 256
+
+
+@pytest.mark.parametrize("method", list(qatfast.TrainingMethod))
+def test_a_quantized_model_dies_with_its_last_user(method, tmp_path):
+    """Also one that was trained, saved and loaded."""
+    config = qatfast.QATConfig(weight_training_method=method, activation_training_method=method)
+    data = np.random.default_rng(0).normal(size=(16, 6)).astype(np.float32)
+    model = qatfast.quantize_model(dense_net(), data, config)
+    model.compile("sgd", "mse")
+    model.fit(data, np.zeros((16, 3)), verbose=0)
+    model.save(tmp_path / "model")
+    loaded = qatfast.load_model(str(tmp_path / "model"))
+    loaded.fit(data, np.zeros((16, 3)), verbose=0)
+    kept = [weakref.ref(object) for object in (model, *model.layers, loaded, *loaded.layers)]
+    del model, loaded
+    tf.keras.backend.clear_session()
+    gc.collect()
+    assert [reference() for reference in kept if reference() is not None] == []
