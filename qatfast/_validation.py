@@ -74,10 +74,11 @@ def _to_tensor(op, argument, value, dtype=None):
     requirement = f"a dense tensor of {_INPUT_DTYPES}" if dtype is None else f"numbers, or a tensor of {dtype.name}"
     error = TypeError(f"{op}: {argument} must be {requirement}, got {_describe(value)}")
     is_symbolic = any(cls.__name__ == "KerasTensor" for cls in type(value).__mro__)
+    is_composite = isinstance(value, tf.__internal__.CompositeTensor) and not isinstance(value, tf.Variable)
     # TensorFlow would take these for numbers: objects and dates without looking, complex ones without their imaginary
     # part.
     is_other = isinstance(value, (bool, np.ndarray, np.generic)) and not _is_of_numbers(np.asarray(value))
-    if is_symbolic or (is_other and dtype is not None):
+    if is_symbolic or is_composite or (is_other and dtype is not None):
         raise error
     try:
         return tf.convert_to_tensor(value, dtype)
