@@ -77,7 +77,7 @@ def _to_tensor(op, argument, value, dtype=None):
     is_composite = isinstance(value, tf.__internal__.CompositeTensor) and not isinstance(value, tf.Variable)
     # TensorFlow would take these for numbers: objects and dates without looking, complex ones without their imaginary
     # part.
-    is_other = isinstance(value, (bool, np.ndarray, np.generic)) and not _is_of_numbers(np.asarray(value))
+    is_other = isinstance(value, (numbers.Number, np.ndarray, np.generic)) and not _is_of_numbers(np.asarray(value))
     if is_symbolic or is_composite or (is_other and dtype is not None):
         raise error
     try:
