@@ -20,8 +20,6 @@ gives NaN there, as on a GPU, and no gradient passes. What is traced is looked a
 outside of such a function keeps the native ops when it is called inside with the same signature, and XLA refuses it.
 """
 
-import functools
-
 import tensorflow as tf
 from tensorflow.python.eager import record
 from tensorflow.python.ops.gradients_util import PossibleTapeGradientTypes
@@ -51,17 +49,18 @@ def _becomes_a_keras_layer(function):
     As `tf.__internal__.dispatch.add_dispatch_support` does, but at no cost to a call on tensors.
     """
 
-    @functools.wraps(function)
     def call(*args, **kwargs):
         try:
             return function(*args, **kwargs)
         except (TypeError, ValueError):
-            result = dispatch.dispatch(call, args, kwargs)
+            result = dispatch.dispatch(decorated, args, kwargs)
             if result is dispatch.OpDispatcher.NOT_SUPPORTED:
                 raise
             return result
 
-    return tf_export(f"qatfast.ops.{function.__name__}")(dispatch.add_fallback_dispatch_list(call))
+    dispatch.add_fallback_dispatch_list(call)
+    decorated = tf.__internal__.decorator.make_decorator(function, call)
+    return tf_export(f"qatfast.ops.{function.__name__}")(decorated)
 
 
 @_becomes_a_keras_layer
