@@ -55,7 +55,7 @@ LSQ_UNIFORM = Family(
     "qatfast_lsq_uniform",
     "qatfast_lsq_uniform_grad",
     None,
-    ("num_bits", "grad_scale", "min_width"),
+    ("num_bits", "grad_scale", "min_width", "exact_zero"),
     reference.lsq_uniform,
     reference.lsq_uniform_jvp,
 )

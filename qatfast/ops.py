@@ -164,7 +164,9 @@ def lsq_symmetric(
 
 
 @_becomes_a_keras_layer
-def lsq_uniform(x, min, max, *, num_bits=8, grad_scale=1.0, axis=None, min_width=0.0, name=None):
+def lsq_uniform(
+    x, min, max, *, num_bits=8, grad_scale=1.0, axis=None, min_width=0.0, exact_zero=False, name=None
+):  # fmt: skip
     """Quantizes `x` to a grid of 2^num_bits values between learned ends, and dequantizes it.
 
     Learned step size quantization (LSQ, Esser et al., https://arxiv.org/abs/1902.08153), bit for bit as MCT's
@@ -185,6 +187,9 @@ def lsq_uniform(x, min, max, *, num_bits=8, grad_scale=1.0, axis=None, min_width
         min_width: A range narrower than this positive number, or upside down, counts as one of this width about its
             middle, and its ends still get their gradients, so that training can widen it again. 0: such a range is an
             error.
+        exact_zero: Whether the grid is integers times the step, with an integer zero point, so that 0 stays 0: MCT's
+            grid is off by the rounding of its lower end, and zero of up to 0.003 steps (16 bits). The range is
+            stretched to zero here too, and its ends get opposite gradients, where it does not end in zero.
         name: Name of the op in a graph.
 
     Returns:
@@ -196,10 +201,11 @@ def lsq_uniform(x, min, max, *, num_bits=8, grad_scale=1.0, axis=None, min_width
         InvalidArgumentError: when it runs, a range is not finite or cannot be quantized to, or a shape does not fit. On
             a GPU, such a range's channel gives NaN instead, and no gradient passes.
     """
-    attributes = {"num_bits": num_bits, "grad_scale": grad_scale, "min_width": min_width}
+    attributes = {"num_bits": num_bits, "grad_scale": grad_scale, "min_width": min_width, "exact_zero": exact_zero}
     check_attributes("lsq_uniform", num_bits=num_bits, axis=axis)
     check_positive("lsq_uniform", "grad_scale", grad_scale)
     check_not_negative("lsq_uniform", "min_width", min_width)
+    check_bool("lsq_uniform", "exact_zero", exact_zero)
     return _quantize(LSQ_UNIFORM, x, {"min": min, "max": max}, axis, attributes, name)
 
 

@@ -153,6 +153,11 @@ def range_with_zero(min, max, steps):
     return tf.where(is_zero, zero, min_with_zero), tf.where(is_zero, zero, max_with_zero)
 
 
+def range_stretched_to_zero(min, max):
+    """[min, max], or the range from zero to the end that is farther from it where zero is outside."""
+    return tf.minimum(min, tf.zeros_like(min)), tf.maximum(max, tf.zeros_like(max))
+
+
 def _gradient_of_range_with_zero(grad_min, grad_max, min, max, steps):
     """The chain rule through `range_with_zero`, rounding taken as constant.
 
@@ -199,8 +204,8 @@ class LsqGrid(NamedTuple):
 
     step: tf.Tensor
     offset: tf.Tensor
-    smallest: int
-    largest: int
+    smallest: int | tf.Tensor  # a tensor of integers in the step's type where channels differ
+    largest: int | tf.Tensor
 
 
 def lsq_symmetric(
@@ -292,12 +297,15 @@ def power_of_two_above(value):
     return tf.bitcast(tf.bitwise.bitwise_and(carried, tf.bitwise.invert(fraction)), value.dtype)
 
 
-def lsq_uniform(x, min, max, *, num_bits=8, grad_scale=1.0, axis=None, min_width=0.0, name=None):
+def lsq_uniform(
+    x, min, max, *, num_bits=8, grad_scale=1.0, axis=None, min_width=0.0, exact_zero=False, name=None
+):  # fmt: skip
     """Quantizes `x` in a learned range; see `qatfast.ops.lsq_uniform`, which has the same arguments."""
     check_attributes("lsq_uniform", num_bits=num_bits, axis=axis)
     check_positive("lsq_uniform", "grad_scale", grad_scale)
     check_not_negative("lsq_uniform", "min_width", min_width)
-    attributes = (num_bits, grad_scale, axis, min_width)
+    check_bool("lsq_uniform", "exact_zero", exact_zero)
+    attributes = (num_bits, grad_scale, axis, min_width, exact_zero)
     with tf.name_scope(name or "lsq_uniform"):
         x = convert_input("lsq_uniform", x)
         min = convert_parameter("lsq_uniform", "min", min, x, axis)
@@ -311,36 +319,48 @@ def lsq_uniform(x, min, max, *, num_bits=8, grad_scale=1.0, axis=None, min_width
         return quantize(x, min, max)
 
 
-def lsq_uniform_gradient(grad_y, x, min, max, num_bits, grad_scale, axis, min_width):
+def lsq_uniform_gradient(grad_y, x, min, max, num_bits, grad_scale, axis, min_width, exact_zero):
     """The gradients of `lsq_uniform` to x, min and max, for the gradient `grad_y` to its output.
 
     Linear in `grad_y` and differentiable in it, `x`, `min` and `max` taken as constants.
     """
     x, min, max = tf.stop_gradient(x), tf.stop_gradient(min), tf.stop_gradient(max)
-    grid = uniform_grid(x, min, max, num_bits, grad_scale, axis, min_width)
+    grid = uniform_grid(x, min, max, num_bits, grad_scale, axis, min_width, exact_zero)
     grad_x, grad_step, grad_offset = _gradients_of_grid(grad_y, x, grid, axis)
     steps = as_runtime_value(tf.constant(2**num_bits - 1, min.dtype))
-    grad_max = _gradient_scale(grad_scale, tf.float64) * grad_step / tf.cast(steps, tf.float64)
-    grad_min = grad_offset - grad_max
+    grad_width = _gradient_scale(grad_scale, tf.float64) * grad_step / tf.cast(steps, tf.float64)
     min, max = _at_least_as_wide(min, max, min_width)  # whose gradient passes straight through
-    grad_min, grad_max = _gradient_of_range_with_zero(grad_min, grad_max, min, max, steps)
+    if exact_zero:  # an end that zero took the place of has no gradient
+        grad_min = tf.where(min > 0, tf.zeros_like(grad_width), -grad_width)
+        grad_max = tf.where(max < 0, tf.zeros_like(grad_width), grad_width)
+    else:
+        grad_min, grad_max = grad_offset - grad_width, grad_width
+        grad_min, grad_max = _gradient_of_range_with_zero(grad_min, grad_max, min, max, steps)
     return grad_x, tf.cast(grad_min, min.dtype), tf.cast(grad_max, max.dtype)
 
 
-def lsq_uniform_jvp(to_x, to_min, to_max, x, min, max, num_bits, grad_scale, axis, min_width):
+def lsq_uniform_jvp(to_x, to_min, to_max, x, min, max, num_bits, grad_scale, axis, min_width, exact_zero):
     """The tangent of the output of `lsq_uniform`, for tangents of x, min and max: its gradient transposed."""
     x, min, max = tf.stop_gradient(x), tf.stop_gradient(min), tf.stop_gradient(max)
-    grid = uniform_grid(x, min, max, num_bits, grad_scale, axis, min_width)
+    grid = uniform_grid(x, min, max, num_bits, grad_scale, axis, min_width, exact_zero)
     steps = as_runtime_value(tf.constant(2**num_bits - 1, min.dtype))
     min, max = _at_least_as_wide(min, max, min_width)
     to_min, to_max = tf.cast(to_min, tf.float64), tf.cast(to_max, tf.float64)
-    to_min, to_max = _jvp_of_range_with_zero(to_min, to_max, min, max, steps)
+    if exact_zero:
+        to_min = tf.where(min > 0, tf.zeros_like(to_min), to_min)
+        to_max = tf.where(max < 0, tf.zeros_like(to_max), to_max)
+    else:
+        to_min, to_max = _jvp_of_range_with_zero(to_min, to_max, min, max, steps)
     to_step = _gradient_scale(grad_scale, tf.float64) * (to_max - to_min) / tf.cast(steps, tf.float64)
-    return _jvp_of_grid(to_x, to_step, to_min, x, grid, axis)
+    to_offset = tf.zeros_like(to_min) if exact_zero else to_min
+    return _jvp_of_grid(to_x, to_step, to_offset, x, grid, axis)
 
 
-def uniform_grid(x, min, max, num_bits, grad_scale, axis, min_width) -> LsqGrid:
+def uniform_grid(x, min, max, num_bits, grad_scale, axis, min_width, exact_zero) -> LsqGrid:
     """The grid of `lsq_uniform`: 2^num_bits numbers, zero among them, from about min to about max.
+
+    With `exact_zero` they are integers times the step. Else they count from min, which is such a number but for its
+    rounding, as MCT does: zero is on that grid to rounding only.
 
     Raises:
         InvalidArgumentError: when it runs, the range is not finite, is empty or inverted (unless `min_width` widened
@@ -351,12 +371,18 @@ def uniform_grid(x, min, max, num_bits, grad_scale, axis, min_width) -> LsqGrid:
     min, max = _at_least_as_wide(as_runtime_value(min), as_runtime_value(max), min_width)
     steps = as_runtime_value(tf.constant(largest, min.dtype))
     ordered = tf.logical_and(tf.logical_and(min > -np.inf, max < np.inf), min <= max)  # NaN is not
-    min, max = range_with_zero(min, max, steps)
-    step = _pass_through_gradient_scale((max - min) / steps, grad_scale)
+    min, max = range_stretched_to_zero(min, max) if exact_zero else range_with_zero(min, max, steps)
+    unscaled = (max - min) / steps
+    step = _pass_through_gradient_scale(unscaled, grad_scale)
     message = "lsq_uniform: min and max must be finite and min less than max, got min"
     valid = tf.logical_and(ordered, _is_positive_and_normal(step))
-    step = _checked(valid, step, [message, given[0], "and max", given[1]])
-    return LsqGrid(_broadcast_to_channels(step, x, axis), _broadcast_to_channels(min, x, axis), 0, largest)
+    step = _broadcast_to_channels(_checked(valid, step, [message, given[0], "and max", given[1]]), x, axis)
+    if not exact_zero:
+        return LsqGrid(step, _broadcast_to_channels(min, x, axis), 0, largest)
+    # Clipped for ranges that end in zero, whose quotient is -largest but for its rounding.
+    lowest = tf.clip_by_value(_round_half_even(min / unscaled), -float(largest), 0.0)
+    lowest = _broadcast_to_channels(lowest, x, axis)
+    return LsqGrid(step, tf.zeros_like(step), lowest, lowest + float(largest))
 
 
 def _quantize_to_grid(x, grid: LsqGrid):
@@ -403,9 +429,14 @@ def _derivatives_of_grid(x, grid: LsqGrid):
 def _place_on_grid(x, grid: LsqGrid):
     """Where x lies on the grid, in steps from its offset: as it is, rounded, and rounded then clipped."""
     place = (tf.cast(x, grid.step.dtype) - grid.offset) / grid.step
-    rounded = tf.round(place)
-    rounded = tf.where(tf.equal(rounded, 0.0), tf.zeros_like(rounded), rounded)  # -0 becomes 0, as in MCT
-    return place, rounded, tf.maximum(tf.minimum(rounded, float(grid.largest)), float(grid.smallest))
+    rounded = _round_half_even(place)
+    smallest, largest = (tf.cast(end, rounded.dtype) for end in (grid.smallest, grid.largest))
+    return place, rounded, tf.maximum(tf.minimum(rounded, largest), smallest)
+
+
+def _round_half_even(value):
+    rounded = tf.round(value)
+    return tf.where(tf.equal(rounded, 0.0), tf.zeros_like(rounded), rounded)  # -0 becomes 0, as in MCT
 
 
 def _pass_through_gradient_scale(step, grad_scale):

@@ -1,5 +1,7 @@
 """Cases for the kernels without TensorFlow: every op on the grid's layouts, and on larger ones."""
 
+from typing import NamedTuple
+
 import ml_dtypes
 import numpy as np
 from grid import LAYOUTS, PARAMETER_DTYPE, draw_gradients, draw_inputs, draw_ranges, draw_thresholds, number_of_channels
@@ -14,13 +16,37 @@ LARGE_LAYOUTS = [
     ((90, 3001), 1),
 ]
 FEW_LAYOUTS = [((32769,), None), ((3, 32800), 0), ((9, 4097), 1), ((300, 3, 5), 1), ((3, 2, 50_000), 1)]
+
+
+class Op(NamedTuple):
+    """A function, and attributes of it that choose a kernel."""
+
+    function: str
+    attributes: dict
+
+
 LSQ = {"grad_scale": 0.37}
-OPS = {"fake_quant": {}, "lsq_symmetric": LSQ, "lsq_uniform": LSQ}
+OPS = {
+    "fake_quant": Op("fake_quant", {}),
+    "lsq_symmetric": Op("lsq_symmetric", LSQ),
+    "lsq_uniform": Op("lsq_uniform", LSQ),
+    "lsq_uniform exact_zero": Op("lsq_uniform", {**LSQ, "exact_zero": True}),
+}
 DTYPES = [np.float16, ml_dtypes.bfloat16, np.float64]
 
 # Every op on the whole grid in float32, and on a part of it in the other types.
 CASES = [(op, np.float32, shape, axis) for op in OPS for shape, axis in LAYOUTS + LARGE_LAYOUTS]
 CASES += [(op, dtype, shape, axis) for op in OPS for dtype in DTYPES for shape, axis in FEW_LAYOUTS]
+
+
+def forward(module, op, x, parameters, **run):
+    """What the function of `op` in a module gives."""
+    return getattr(module, OPS[op].function)(x, *parameters, **OPS[op].attributes, **run)
+
+
+def backward(module, op, grad_y, x, parameters, **run):
+    """What the gradient of the function of `op` in a module gives."""
+    return getattr(module, f"{OPS[op].function}_grad")(grad_y, x, *parameters, **OPS[op].attributes, **run)
 
 
 def draw_case(op, dtype, shape, axis, seed=0):

@@ -38,9 +38,17 @@ def lsq_symmetric(
     return y, grad_x, grad_threshold
 
 
-def lsq_uniform(x, min, max, grad_y, *, num_bits=8, grad_scale=1.0, axis=None, min_width=0.0):
+def lsq_uniform(
+    x, min, max, grad_y, *, num_bits=8, grad_scale=1.0, axis=None, min_width=0.0, exact_zero=False
+):  # fmt: skip
     """y, grad_x, and grad_min and grad_max as Sums."""
     min, max = effective_range(min, max, min_width)
+    if exact_zero:
+        step, k = grid_with_zero(min, max, num_bits, grad_scale)
+        n = 2**num_bits - 1
+        y, grad_x, grad_step, _ = quantize(x, grad_y, step, np.zeros_like(step), k, k + step.dtype.type(n), axis)
+        grad_width = grad_step.times(np.float64(np.float32(grad_scale)) / n)
+        return y, grad_x, grad_width.times(-1.0 * ~(min > 0)), grad_width.times(1.0 * ~(max < 0))
     low, high = range_with_zero(min, max, num_bits)
     n = 2**num_bits - 1
     step = scaled_step((high - low) / low.dtype.type(n), grad_scale)
@@ -86,6 +94,15 @@ def range_with_zero(min, max, num_bits):
     )
 
 
+def grid_with_zero(min, max, num_bits, grad_scale=1.0):
+    """The step, and the integer k at which the grid k .. k + 2^num_bits - 1 begins, with `exact_zero`."""
+    a = min.dtype.type
+    n = a(2**num_bits - 1)
+    low, high = np.minimum(min, a(0)), np.maximum(max, a(0))
+    width = (high - low) / n
+    return scaled_step(width, grad_scale), np.clip(np.rint(low / width), -n, a(0)) + a(0)
+
+
 def scaled_step(step, grad_scale):
     """MCT's `grad_scale`, forward."""
     scaled = step.dtype.type(np.float32(grad_scale)) * step
@@ -95,11 +112,14 @@ def scaled_step(step, grad_scale):
 def quantize(x, grad_y, step, offset, smallest, largest, axis):
     """y, grad_x, and as Sums: the gradient to the step, and the gradient that did not pass."""
     a = step.dtype.type
-    step, offset = along_axis(step, x.ndim, axis), along_axis(offset, x.ndim, axis)
+    step, offset, smallest, largest = (
+        along_axis(np.asarray(value, a), x.ndim, axis if np.ndim(value) else None)
+        for value in (step, offset, smallest, largest)
+    )
     with np.errstate(over="ignore", invalid="ignore"):
         place = (x.astype(a) - offset) / step
         rounded = np.rint(place) + a(0)
-        clipped = np.minimum(np.maximum(rounded, a(smallest)), a(largest))
+        clipped = np.minimum(np.maximum(rounded, smallest), largest)
         y = (step * clipped + offset).astype(x.dtype)
         inside = (rounded >= smallest) & (rounded <= largest)
         factor = np.where(inside, rounded - place, clipped)

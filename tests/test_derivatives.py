@@ -13,7 +13,11 @@ SHAPE = (5, 3)
 CASES = {
     "fake_quant": [{"num_bits": 4}, {"num_bits": 4, "include_zero": True}],
     "lsq_symmetric": [{"num_bits": 4, "grad_scale": 0.37}, {"num_bits": 3, "power_of_two": True, "signed": False}],
-    "lsq_uniform": [{"num_bits": 4, "grad_scale": 0.37}, {"num_bits": 4, "min_width": 0.5}],
+    "lsq_uniform": [
+        {"num_bits": 4, "grad_scale": 0.37},
+        {"num_bits": 4, "min_width": 0.5},
+        {"num_bits": 4, "grad_scale": 0.37, "exact_zero": True},
+    ],
 }
 OPS = [(op, attributes) for op, variants in CASES.items() for attributes in variants]
 

@@ -41,7 +41,7 @@ ATTRIBUTES = {
         {"grad_scale": 0.37},
         {"signed": False, "power_of_two": True, "min_threshold": 0.5, "grad_scale": 1.7},
     ],
-    "lsq_uniform": [{}, {"grad_scale": 0.37, "min_width": 2.0}],
+    "lsq_uniform": [{}, {"grad_scale": 0.37, "min_width": 2.0}, {"grad_scale": 0.37, "exact_zero": True}],
 }
 
 
@@ -106,7 +106,7 @@ ORACLES = {
 @pytest.mark.parametrize("name", ATTRIBUTES)
 def test_half_types_equal_float32_rounded_once(backend, name, shape, axis, dtype):
     function = backend(name)
-    for num_bits, attributes in zip((4, 8), ATTRIBUTES[name], strict=True):
+    for num_bits, attributes in zip((4, 8, 16), ATTRIBUTES[name], strict=False):
         *inputs, grad_y = draw_case(name, num_bits, shape, axis, num_bits, dtype)
         attributes = {"num_bits": num_bits, "axis": axis, **attributes}
         y, grad_x, *gradients = forward_and_gradients(function, *inputs, grad_y=grad_y, **attributes)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from grid import PARAMETER_DTYPE, assert_same_bits
-from kernel_cases import CASES, OPS, draw_case
+from kernel_cases import CASES, draw_case, forward
 
 import qatfast
 from qatfast import QATConfig, TrainingMethod
@@ -28,7 +28,7 @@ def run_on(device, op, grad_y, x, parameters, axis, watch_parameters, graph):
         watched = [x, *parameters] if watch_parameters else [x]
         with tf.GradientTape() as tape:
             tape.watch(watched)
-            y = getattr(qatfast.ops, op)(x, *parameters, axis=axis, **OPS[op])
+            y = forward(qatfast.ops, op, x, parameters, axis=axis)
         assert graph or y.device.endswith(device)
         return y, *tape.gradient(y, watched, grad_y)
 

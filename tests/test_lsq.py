@@ -10,12 +10,13 @@ from grid import along_axis, assert_same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mct_quantizers import KerasActivationQuantizationHolder
+from mct_quantizers.common.quant_utils import adjust_range_to_include_zero
 from models import METHODS, activation_config, build, weights_config
 
 from qatfast import GradientScale
 from qatfast.config import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
 from qatfast.quantizers import LSQActivationQuantizer, LSQWeightsQuantizer, VariableGroup
-from qatfast.quantizers.ranges import exportable_threshold, symmetric_range
+from qatfast.quantizers.ranges import exportable_grid, exportable_threshold, symmetric_range
 
 SYMMETRIC, POWER_OF_TWO, UNIFORM = METHODS
 VARIABLES = {SYMMETRIC: ["ptq_threshold_tensor"], POWER_OF_TWO: ["ptq_threshold_tensor"], UNIFORM: ["min", "max"]}
@@ -56,8 +57,7 @@ def assert_exports_but_next_to_ties(quantizer, x, axis=None):
     """Training and export differ by a step at most, and only next to the middle of two grid values.
 
     TensorFlow's op shifts x to the range's lower end before it divides, so that it loses the last bits of x: a few
-    units of 2^-24 of the range, which is 2^num_bits steps. Elsewhere a threshold that exports with its step makes the
-    same bits; the uniform method does not, as it computes step * c + lower end where the op computes step * c'.
+    units of 2^-24 of the range, which is 2^num_bits steps. Elsewhere what exports with its step makes the same bits.
     """
     x = np.asarray(x, np.float32)
     inferable = quantizer.convert2inferable()
@@ -66,16 +66,15 @@ def assert_exports_but_next_to_ties(quantizer, x, axis=None):
     steps_apart = (exported.astype(np.float64) - trained) / step
     same = np.rint(steps_apart) == 0
     assert np.all(np.abs(steps_apart) < 1.5)
-    # Some float32 numbers of the range, in steps; an exportable uniform range may lie some away from the trained one.
-    rounding = 2.0 ** (inferable.num_bits - (18 if method_of(inferable) is UNIFORM else 20))
+    rounding = 2.0 ** (inferable.num_bits - 20)  # some float32 numbers of the range, in steps
     assert np.all(np.abs(steps_apart[same]) <= rounding)
     place = x.astype(np.float64) / step
     assert np.all(np.abs(place - np.floor(place) - 0.5)[~same] <= rounding)
-    if method_of(inferable) is not UNIFORM:
-        # One step is on the grid: training makes its own step of it.
-        same_step = quantizer(np.broadcast_to(step, x.shape)).numpy() == step
-        assert_same_bits(exported[same_step & same], trained[same_step & same])
-        assert same_step.all() or method_of(inferable) is SYMMETRIC
+    # One step up or down is on the grid: training makes its own step of it.
+    up, down = (quantizer(np.broadcast_to(one, x.shape)).numpy() == one for one in (step, -step))
+    same_step = up | down
+    assert_same_bits(exported[same_step & same], trained[same_step & same])
+    assert same_step.all() or method_of(inferable) is not POWER_OF_TWO
 
 
 def method_of(inferable):
@@ -125,7 +124,7 @@ def test_a_uniform_quantizer_is_one_op_per_call(monkeypatch):
     build(quantizer)
     quantizer(tf.zeros((2, 5)), True)
     arguments = {"num_bits": 3, "grad_scale": 1 / math.sqrt(5 * 7), "axis": None, "min_width": FLOOR}
-    assert calls == [("lsq_uniform", arguments)]
+    assert calls == [("lsq_uniform", arguments | {"exact_zero": True})]
 
 
 @pytest.mark.parametrize("frozen", [False, True])
@@ -323,6 +322,60 @@ def test_most_thresholds_export_with_exactly_their_step():
     assert np.mean((upper - lower) / np.float32(255) == step) > 0.95
 
 
+def random_ranges(count, rng):
+    """Ends of ranges across zero and on either side of it, over many magnitudes."""
+    low, high = -np.exp(rng.normal(size=count) * 2), np.exp(rng.normal(size=count) * 2)
+    side = rng.random(count)
+    low, high = np.where(side < 0.05, 0.1 * high, low), np.where(side > 0.95, 0.1 * low, high)
+    return low.astype(np.float32), high.astype(np.float32)
+
+
+@pytest.mark.parametrize("n_bits", [2, 4, 8, 16])
+def test_zero_stays_zero_and_the_integers_stay_for_any_uniform_range_in_training_and_export(n_bits):
+    count, largest = 10_000, 2**n_bits - 1
+    low, high = random_ranges(count, np.random.default_rng(n_bits))
+    quantizer = LSQWeightsQuantizer(weights_config(UNIFORM, n_bits, axis=0, range_min=low, range_max=high))
+    build(quantizer, (count, 4))
+    far = np.float32(4e4) * (high - low)
+    x = np.stack([0 * far, -0.0 * far, -far, far], axis=1)
+    inferable = quantizer.convert2inferable()
+    # From the formula in double: the zero point is that of the range, whatever rounds the step.
+    step = (np.maximum(high, 0) - np.minimum(low, 0).astype(np.float64)) / largest
+    place = np.minimum(low, 0) / step
+    certain = np.abs(place - np.floor(place) - 0.5) > 1e-6 * largest
+    for y in (quantizer(tf.constant(x)).numpy(), inferable(tf.constant(x)).numpy()):
+        assert_same_bits(y[:, :2], np.zeros((count, 2), np.float32))
+        lowest, highest = (np.rint(y[:, i] / step) for i in (2, 3))
+        np.testing.assert_array_equal(highest - lowest, largest)
+        np.testing.assert_array_equal(lowest[certain], np.rint(place)[certain])
+        assert certain.mean() > 0.8
+    trained, exported = quantizer(tf.constant(x)).numpy(), inferable(tf.constant(x)).numpy()
+    np.testing.assert_array_equal(np.rint(trained[:, 2] / step), np.rint(exported[:, 2] / step))
+    # Where the ends are not the same, the next float32 numbers to the steps are exported.
+    assert np.mean((trained == exported).all(axis=1)) > 0.95
+    np.testing.assert_allclose(exported, trained, rtol=2.0**-22)
+
+
+@given(bits, st.data())
+def test_an_exported_grid_begins_at_its_integer_and_survives_reloading(n_bits, data):
+    largest = 2**n_bits - 1
+    step, lowest = np.float32(data.draw(thresholds)), data.draw(st.integers(-largest, 0))
+    lower, upper = exportable_grid(step, lowest, n_bits)
+    for _ in range(4):
+        again = adjust_range_to_include_zero(lower, upper, n_bits)
+        np.testing.assert_array_equal(again, (lower, upper))
+        lower, upper = again
+    width = np.float32(upper) - np.float32(lower)
+    exported = width / np.float32(largest)
+    assert abs(float(exported) - float(step)) <= np.spacing(step)
+    assert np.rint(lower / exported) == lowest and np.rint(upper / exported) == lowest + largest
+
+
+def test_a_grid_beyond_float32_does_not_export():
+    with pytest.raises(ValueError, match="^the grid must be representable in float32 with 2 bits, got "):
+        exportable_grid(np.float32(2e38), 0, 2)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_an_activation_quantizer_works_in_the_holder_of_mct_quantizers(method):
     quantizer = LSQActivationQuantizer(activation_config(method))
@@ -358,6 +411,8 @@ def mct_quantizer():
 @pytest.mark.parametrize("method", [SYMMETRIC, UNIFORM])
 @pytest.mark.parametrize("cls", [LSQWeightsQuantizer, LSQActivationQuantizer])
 def test_a_quantizer_is_that_of_mct_in_variables_output_and_gradients(mct_quantizer, cls, method):
+    # The uniform one is not: zero is exactly on its grid, and all of the range's gradient is scaled, where MCT scales
+    # only what comes through the step. That of qatfast.mct is.
     rng = np.random.default_rng(0)
     config = activation_config(method, 4)
     if cls is LSQWeightsQuantizer:
@@ -376,6 +431,10 @@ def test_a_quantizer_is_that_of_mct_in_variables_output_and_gradients(mct_quanti
         results.append(([variable.name for variable in layer.weights], y, gradients))
     (our_names, our_y, ours), (mct_names, mct_y, theirs) = results
     assert our_names == mct_names
+    if method is UNIFORM:
+        np.testing.assert_allclose(our_y, mct_y, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-4, atol=1e-6)
+        return
     assert_same_bits(our_y, mct_y)
     for our_gradient, mct_gradient in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(our_gradient, mct_gradient, rtol=1e-4, atol=1e-6)

@@ -55,6 +55,20 @@ def test_uniform_equals_mct(lsq_uniform, shape, axis):
         check_against_mct(lsq_uniform, mct.uniform_lsq_quantizer, case, mct_attributes, **attributes)
 
 
+@pytest.mark.parametrize("num_bits", [2, 8, 16])
+def test_zero_misses_the_uniform_grid_of_mct_and_ours_by_the_same_bits_unless_it_is_asked_for(lsq_uniform, num_bits):
+    rng = np.random.default_rng(num_bits)
+    low, high = -np.exp(rng.normal(size=20_000) * 2), np.exp(rng.normal(size=20_000) * 2)
+    ends = low.astype(np.float32), high.astype(np.float32)
+    zeros = np.zeros((20_000, 1), np.float32)
+    columns = [end[:, None] for end in ends]
+    theirs = mct.uniform_lsq_quantizer(zeros, *columns, num_bits, 0, 2**num_bits - 1, 1.0)
+    assert_same_bits(lsq_uniform(zeros, *ends, num_bits=num_bits, axis=0), theirs)
+    assert 0.002 < np.mean(theirs != 0) < 0.05
+    exact = lsq_uniform(zeros, *ends, num_bits=num_bits, axis=0, exact_zero=True)
+    assert_same_bits(exact, zeros)
+
+
 def test_infinities_are_nan_in_mct_alone(lsq_symmetric):
     x = tf.constant([np.inf, -np.inf])
     assert np.isnan(mct.symmetric_lsq_quantizer(x, 1.0, 8, True, -128, 127, 1.0)).all()

@@ -21,7 +21,12 @@ SYMMETRIC_ATTRIBUTES = [
     {"signed": True, "grad_scale": 1.7, "power_of_two": True, "min_threshold": 0.3},
     {"signed": False, "grad_scale": 0.01, "power_of_two": True},
 ]
-UNIFORM_ATTRIBUTES = [{"grad_scale": 1.0}, {"grad_scale": 0.37, "min_width": 2.0}]
+UNIFORM_ATTRIBUTES = [
+    {"grad_scale": 1.0},
+    {"grad_scale": 0.37, "min_width": 2.0},
+    {"grad_scale": 1.0, "exact_zero": True},
+    {"grad_scale": 0.01, "min_width": 2.0, "exact_zero": True},
+]
 
 
 def check_against_oracle(function, oracle, case, **attributes):
@@ -130,9 +135,11 @@ def test_a_guarded_threshold_grows_again_when_the_data_asks_for_it(lsq_symmetric
         ((0.1, -0.3), -np.abs(DATA)),
     ],
 )
-def test_a_guarded_range_widens_again_when_the_data_asks_for_it(lsq_uniform, start, x):
+@pytest.mark.parametrize("exact_zero", [False, True])
+def test_a_guarded_range_widens_again_when_the_data_asks_for_it(lsq_uniform, start, x, exact_zero):
     ends = [tf.Variable(end) for end in start]
-    losses = descend(functools.partial(lsq_uniform, num_bits=4, min_width=0.01), ends, x)
+    quantize = functools.partial(lsq_uniform, num_bits=4, min_width=0.01, exact_zero=exact_zero)
+    losses = descend(quantize, ends, x)
     low, high = lsq_oracle.range_with_zero(*lsq_oracle.effective_range(*(end.numpy() for end in ends), 0.01), 4)
     assert (low < -1.0 or x.min() >= 0) and (high > 1.0 or x.max() <= 0)
     assert losses[-1] < 0.1 * losses[0]
@@ -176,9 +183,10 @@ LSQ = {
 }
 
 
-@pytest.fixture(params=LSQ)
+@pytest.fixture(params=[*LSQ, "lsq_uniform exact_zero"])
 def lsq(request, backend):
-    return Lsq(request.param, backend(request.param), *LSQ[request.param])
+    name, *flags = request.param.split()
+    return Lsq(name, functools.partial(backend(name), **dict.fromkeys(flags, True)), *LSQ[name])
 
 
 @pytest.mark.parametrize(("shape", "axis"), [((3, 5, 7), None), ((9, 31), 1), ((2, 3, 65), 1)])
@@ -196,7 +204,8 @@ def test_graph_mode_equals_eager_mode(lsq, shape, axis):
 def test_compiled_by_xla_equals_eager_mode_to_rounding(lsq, shape, axis, guarded):
     attributes = {"axis": axis, "grad_scale": 0.37}
     if guarded:
-        attributes |= {"power_of_two": True, "min_threshold": 0.5} if "symmetric" in lsq.name else {"min_width": 3.0}
+        uniform = {"min_width": 3.0, "exact_zero": True}
+        attributes |= {"power_of_two": True, "min_threshold": 0.5} if "symmetric" in lsq.name else uniform
     _, *parameters, grad_y = lsq.draw_case(1, shape, axis=axis)
     # XLA contracts multiply and add, which moves what lies on a tie by a step: none does here.
     x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
@@ -215,8 +224,10 @@ def test_constants_in_a_graph_are_not_folded_into_other_numbers(backend, constan
         for name, oracle, parameters in (
             ("lsq_symmetric", lsq_oracle.lsq_symmetric, (1.3,)),
             ("lsq_uniform", lsq_oracle.lsq_uniform, (-1.3, 2.1)),
+            ("lsq_uniform", functools.partial(lsq_oracle.lsq_uniform, exact_zero=True), (-1.3, 2.1)),
         ):
-            call = functools.partial(backend(name), **attributes)
+            exact_zero = getattr(oracle, "keywords", {})
+            call = functools.partial(backend(name), **attributes, **exact_zero)
             if constant_x:
                 y = tf.function(lambda call=call, parameters=parameters: call(x, *parameters))()
             else:
@@ -352,7 +363,7 @@ GUARDS = st.just(0.0) | st.floats(2.0**-10, 10.0, width=32)
 SYMMETRIC_CASES = cases(
     lsq_oracle.draw_symmetric_case, {"signed": st.booleans(), "power_of_two": st.booleans(), "min_threshold": GUARDS}
 )
-UNIFORM_CASES = cases(lsq_oracle.draw_uniform_case, {"min_width": GUARDS})
+UNIFORM_CASES = cases(lsq_oracle.draw_uniform_case, {"min_width": GUARDS, "exact_zero": st.booleans()})
 
 
 def check_native_against_reference(native, reference, case, **attributes):

@@ -109,9 +109,13 @@ def main() -> None:
         if entry.local_bytes
     ]
     expected = len(cuda_build.architectures())
-    for source, found in groups.items():
-        if not found or len(found) % expected:
-            complaints.append(f"{source}: {len(found)} entries of ptxas on {expected} architectures")
+    for kernel in compiled:
+        found = len(groups[kernel.source.name])
+        if found % expected or found != kernel.log.count("Compiling entry function"):
+            complaints.append(f"{kernel.source.name}: {found} entries of ptxas on {expected} architectures")
+    if not any(groups.values()):
+        complaints.append("ptxas names no kernel")
+    groups = {source: found for source, found in groups.items() if found}  # the others have host code alone
     text = table(groups, toolkit.release)
     if not check:
         TABLE.write_text(text)

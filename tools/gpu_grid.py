@@ -20,7 +20,7 @@ sys.path[:0] = [str(TESTS), str(TESTS / "cuda")]
 
 from device import Device, DeviceArray  # noqa: E402
 from grid import assert_same_bits  # noqa: E402
-from kernel_cases import DTYPES, OPS, draw_case  # noqa: E402
+from kernel_cases import DTYPES, OPS, backward, draw_case, forward  # noqa: E402
 
 LAYOUTS = [((4097,), None), ((2, 50, 9), 1), ((3, 5, 1000), 1), ((33, 401), 1), ((9, 6, 2), 1), ((100, 64), 1)]
 CHUNK = 2**24
@@ -35,14 +35,14 @@ def small_grid(device: Device) -> None:
                     grad_y, x, parameters = draw_case(op, dtype, shape, axis)
                     on_grad_y, on_x = device.put(grad_y, offset), device.put(x, offset)
                     on_parameters = [device.put(parameter) for parameter in parameters]
-                    run = {"axis": axis, **OPS[op]}
+                    run = {"axis": axis}
                     y, mask = device.forward(op, on_x, on_parameters, save_mask=True, **run)
                     grad_x, *_ = device.backward(op, on_grad_y, on_x, on_parameters, **run)
                     device.straight_through_grad(on_grad_y, mask)
                     if op == "fake_quant":
                         device.backward(op, on_grad_y, on_x, on_parameters, with_sums=False, **run)
-                    assert_same_bits(device.get(y), getattr(_core, op)(x, *parameters, **run))
-                    expected = getattr(_core, f"{op}_grad")(grad_y, x, *parameters, **run)[0]
+                    assert_same_bits(device.get(y), forward(_core, op, x, parameters, **run))
+                    expected = backward(_core, op, grad_y, x, parameters, **run)[0]
                     assert_same_bits(device.get(grad_x), expected)
     print("gpu_grid: every op, type and regime has the bits of the CPU kernels")
 
@@ -63,7 +63,8 @@ def many_elements(device: Device, elements: int) -> None:
                     on_parameters = [device.put(np.asarray(parameter)) for parameter in parameters]
                     on_x = device.put(x)
                     y, _ = device.forward(op, on_x, on_parameters, axis=axis)
-                    assert_same_bits(device.get(y), getattr(_core, op)(x, *parameters, axis=axis, num_threads=threads))
+                    expected = forward(_core, op, x, parameters, axis=axis, num_threads=threads)
+                    assert_same_bits(device.get(y), expected)
                     if start:
                         continue
                     first = [device.get(a) for a in device.backward(op, on_x, on_x, on_parameters, axis=axis)]
@@ -90,7 +91,8 @@ def beyond_32_bits(device: Device) -> None:
         device.forward("lsq_symmetric", x, [parameter], axis=axis, out=y)
         for start in (0, 2**30, 2**31 - 5000, size - 5000):
             where = np.arange(start, start + 5000) % channels
-            expected = _core.lsq_symmetric(cupy.asnumpy(values[start : start + 5000]), threshold[where], axis=0)
+            part = cupy.asnumpy(values[start : start + 5000])
+            expected = forward(_core, "lsq_symmetric", part, [threshold[where]], axis=0)
             assert_same_bits(cupy.asnumpy(y.memory.view(np.float16)[start : start + 5000]), expected)
         del x, y, values
     print("gpu_grid: more than 2^31 elements are indexed right", flush=True)

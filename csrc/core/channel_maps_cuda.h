@@ -111,15 +111,16 @@ struct PassMap {
   }
 };
 
-// The gradient to x; what the element adds to the sums goes to terms[0 .. kTerms).
+// The gradient to x; what the element adds to the sums goes to terms[0 .. kTerms). What passes keeps its bits, as on
+// the CPU and in PassMap, so it is not what Backward returns of the flushed number.
 template <typename T, typename Formula>
 __device__ T BackwardElement(const Formula& formula, const Channel<Formula>& channel, T grad_y, T x,
                              Arithmetic<T>* terms) {
-  const Arithmetic<T> incoming = ToArithmetic(grad_y);
-  const Arithmetic<T> passed = formula.Backward(incoming, ToArithmetic(x), channel.prepared, terms);
-  if (!channel.is_zero) return FromArithmetic<T>(passed);
-  for (int term = 0; term < Formula::kTerms; ++term) terms[term] = 0;
-  return grad_y;
+  const Arithmetic<T> value = ToArithmetic(x);
+  formula.Backward(ToArithmetic(grad_y), value, channel.prepared, terms);
+  const bool passes = channel.is_zero | formula.Passes(value, channel.prepared);
+  for (int term = 0; term < Formula::kTerms; ++term) terms[term] = channel.is_zero ? Arithmetic<T>(0) : terms[term];
+  return passes ? grad_y : T();
 }
 
 }  // namespace cuda

@@ -132,11 +132,11 @@ struct LsqUniformFormula {
   A min_width;  // 0: none
 
   QATFAST_INLINE bool IsValid(Inputs range) const {
-    const Inputs guarded = Guarded(range);
+    const Inputs guarded = AtLeastAsWide(range, min_width);
     return IsFinite(range.min) & IsFinite(range.max) & (guarded.min <= guarded.max) & IsNormalStep(Prepare(range).step);
   }
   QATFAST_INLINE Prepared Prepare(Inputs range) const {
-    const Range<A> adjusted = IncludeZero(Guarded(range), grid);
+    const Range<A> adjusted = IncludeZero(AtLeastAsWide(range, min_width), grid);
     return {ScaleGradient((adjusted.max - adjusted.min) / static_cast<A>(grid.steps()), grad_scale), adjusted.min};
   }
   QATFAST_INLINE A Quantize(A x, const Prepared& p) const {
@@ -149,34 +149,85 @@ struct LsqUniformFormula {
   // y = step * c + min, with step = (max - min) / n of the adjusted range. What is clipped follows min as a whole.
   QATFAST_INLINE void InputGradients(const double* sums, Inputs range, A* gradients) const {
     const double to_max = sums[0] * grad_scale / grid.steps();
-    const Range<double> gradient = IncludeZeroGradient(Range<double>{sums[1] - to_max, to_max}, Guarded(range), grid);
+    const Range<double> of_adjusted = {sums[1] - to_max, to_max};
+    const Range<double> gradient = IncludeZeroGradient(of_adjusted, AtLeastAsWide(range, min_width), grid);
     gradients[0] = static_cast<A>(gradient.min);
     gradients[1] = static_cast<A>(gradient.max);
   }
 
  private:
   QATFAST_INLINE A Highest() const { return static_cast<A>(grid.quant_max); }
+};
 
-  // A range narrower than min_width, or upside down, becomes one of that width about its middle. The gradient passes
-  // straight through: were it stopped, no step could widen the range again.
-  QATFAST_INLINE Inputs Guarded(Inputs range) const {
-    const A middle = A(0.5) * range.min + A(0.5) * range.max;
-    const A half_width = A(0.5) * min_width;
-    const bool is_narrow = (min_width > A(0)) & (range.max - range.min < min_width);
-    return {is_narrow ? middle - half_width : range.min, is_narrow ? middle + half_width : range.max};
+// Learned step size quantization from min to max with an integer zero point: integers times the step, so that zero is
+// exactly on the grid. LsqUniformFormula's grid begins at a multiple of the step that is rounded, from which counting
+// up to zero in steps misses it by the rounding.
+template <typename A>
+struct LsqZeroPointFormula {
+  using Arithmetic = A;
+  using Inputs = Range<A>;
+  struct Prepared {
+    A step;
+    A lowest;  // in steps: minus the zero point
+  };
+  static constexpr int kInputs = 2;
+  static constexpr int kColumns = 2;
+  using Field = A Prepared::*;
+  static constexpr Field kFields[] = {&Prepared::step, &Prepared::lowest};
+  static constexpr int kTerms = 1;
+  static constexpr bool kMayBeZero = false;
+
+  A steps;  // from the lowest to the highest
+  A grad_scale;
+  A min_width;  // 0: none
+
+  QATFAST_INLINE bool IsValid(Inputs range) const {
+    const Inputs guarded = AtLeastAsWide(range, min_width);
+    return IsFinite(range.min) & IsFinite(range.max) & (guarded.min <= guarded.max) & IsNormalStep(Prepare(range).step);
+  }
+  QATFAST_INLINE Prepared Prepare(Inputs range) const {
+    const Inputs guarded = AtLeastAsWide(range, min_width);
+    const A min = guarded.min < A(0) ? guarded.min : A(0);
+    const A max = guarded.max > A(0) ? guarded.max : A(0);
+    const A step = (max - min) / steps;
+    // The clipping is for ranges that end in zero, whose quotient is -steps but for its rounding.
+    return {ScaleGradient(step, grad_scale), LsqQuantize(min / step, -steps, A(0))};
+  }
+  QATFAST_INLINE A Quantize(A x, const Prepared& p) const {
+    return p.step * LsqQuantize(x / p.step, p.lowest, p.lowest + steps);
+  }
+  QATFAST_INLINE bool Passes(A x, const Prepared& p) const { return LsqPasses(x / p.step, p.lowest, p.lowest + steps); }
+  QATFAST_INLINE A Backward(A grad_y, A x, const Prepared& p, A* terms) const {
+    A clipped;
+    return LsqBackward(grad_y, x / p.step, p.lowest, p.lowest + steps, terms[0], clipped);
+  }
+  // y = step * c, with step = (max - min) / steps of the range that is stretched to zero; c is of rounded numbers
+  // alone.
+  QATFAST_INLINE void InputGradients(const double* sums, Inputs range, A* gradients) const {
+    const Inputs guarded = AtLeastAsWide(range, min_width);
+    const double to_width = sums[0] * grad_scale / steps;
+    gradients[0] = guarded.min > A(0) ? A(0) : static_cast<A>(-to_width);
+    gradients[1] = guarded.max < A(0) ? A(0) : static_cast<A>(to_width);
   }
 };
 
-template <typename T>
-LsqSymmetricFormula<Arithmetic<T>> MakeFormula(const LsqSymmetricParams<T>& params) {
-  const auto steps = static_cast<Arithmetic<T>>(1 << (params.num_bits - (params.is_signed ? 1 : 0)));
-  return {params.is_signed ? -steps : 0, steps - 1,          steps, params.grad_scale,
-          params.min_threshold,          params.power_of_two};
+// Calls body(formula) with the formula of these parameters.
+template <typename T, typename Body>
+auto WithFormula(const LsqSymmetricParams<T>& params, Body body) {
+  using A = Arithmetic<T>;
+  const auto steps = static_cast<A>(1 << (params.num_bits - (params.is_signed ? 1 : 0)));
+  return body(LsqSymmetricFormula<A>{params.is_signed ? -steps : 0, steps - 1, steps, params.grad_scale,
+                                     params.min_threshold, params.power_of_two});
 }
 
-template <typename T>
-LsqUniformFormula<Arithmetic<T>> MakeFormula(const LsqUniformParams<T>& params) {
-  return {MakeQuantRange(params.num_bits, false), params.grad_scale, params.min_width};
+template <typename T, typename Body>
+auto WithFormula(const LsqUniformParams<T>& params, Body body) {
+  using A = Arithmetic<T>;
+  const QuantRange grid = MakeQuantRange(params.num_bits, false);
+  if (params.exact_zero) {
+    return body(LsqZeroPointFormula<A>{static_cast<A>(grid.steps()), params.grad_scale, params.min_width});
+  }
+  return body(LsqUniformFormula<A>{grid, params.grad_scale, params.min_width});
 }
 
 }  // namespace qatfast

@@ -4,49 +4,65 @@
 namespace qatfast {
 namespace {
 
-template <typename T>
-cuda::CudaChannelKernel<T, LsqSymmetricFormula<Arithmetic<T>>> MakeKernel(const LsqSymmetricParams<T>& params) {
-  return {params.layout, {MakeFormula(params), {params.threshold}}};
+// Calls body(kernel) with the kernel of these parameters.
+template <template <typename> typename Params, typename T, typename Body>
+auto WithKernel(const Params<T>& params, Body body) {
+  return WithFormula(params, [&](const auto& formula) {
+    using Formula = std::decay_t<decltype(formula)>;
+    cuda::Op<Formula> op = {formula, {}};
+    const auto inputs = params.inputs();
+    std::copy(inputs.begin(), inputs.end(), op.inputs);
+    return body(cuda::CudaChannelKernel<T, Formula>(params.layout, op));
+  });
 }
 
-template <typename T>
-cuda::CudaChannelKernel<T, LsqUniformFormula<Arithmetic<T>>> MakeKernel(const LsqUniformParams<T>& params) {
-  return {params.layout, {MakeFormula(params), {params.min, params.max}}};
+template <template <typename> typename Params, typename T>
+void Quantize(const Params<T>& params, const T* x, T* y, uint8_t* mask, const CudaExecution& execution) {
+  WithKernel(params, [&](const auto& kernel) { kernel.Quantize(x, y, mask, execution); });
+}
+
+template <template <typename> typename Params, typename T>
+int64_t WorkspaceSize(const Params<T>& params) {
+  return WithKernel(params, [](const auto& kernel) { return kernel.WorkspaceSize(); });
 }
 
 }  // namespace
 
 template <typename T>
 void Lsq(const LsqSymmetricParams<T>& params, const T* x, T* y, uint8_t* mask, const CudaExecution& execution) {
-  MakeKernel(params).Quantize(x, y, mask, execution);
+  Quantize(params, x, y, mask, execution);
 }
 
 template <typename T>
 void Lsq(const LsqUniformParams<T>& params, const T* x, T* y, uint8_t* mask, const CudaExecution& execution) {
-  MakeKernel(params).Quantize(x, y, mask, execution);
+  Quantize(params, x, y, mask, execution);
 }
 
 template <typename T>
 int64_t GradWorkspaceSize(const LsqSymmetricParams<T>& params, const CudaExecution&) {
-  return MakeKernel(params).WorkspaceSize();
+  return WorkspaceSize(params);
 }
 
 template <typename T>
 int64_t GradWorkspaceSize(const LsqUniformParams<T>& params, const CudaExecution&) {
-  return MakeKernel(params).WorkspaceSize();
+  return WorkspaceSize(params);
 }
 
 template <typename T>
 void LsqGrad(const LsqSymmetricParams<T>& params, const T* grad_y, const T* x,
              const LsqSymmetricGradients<T>& gradients, const CudaExecution& execution) {
-  MakeKernel(params).Backward(grad_y, x, gradients.grad_x, {gradients.grad_threshold}, gradients.workspace, execution);
+  WithKernel(params, [&](const auto& kernel) {
+    kernel.Backward(grad_y, x, gradients.grad_x, {gradients.grad_threshold}, gradients.workspace, execution);
+  });
 }
 
 template <typename T>
 void LsqGrad(const LsqUniformParams<T>& params, const T* grad_y, const T* x, const LsqUniformGradients<T>& gradients,
              const CudaExecution& execution) {
-  MakeKernel(params).Backward(grad_y, x, gradients.grad_x, {gradients.grad_min, gradients.grad_max},
-                              gradients.workspace, execution);
+  WithKernel(params, [&](const auto& kernel) {
+    kernel.Backward(grad_y, x, gradients.grad_x, {gradients.grad_min, gradients.grad_max}, gradients.workspace,
+                    execution);
+  });
 }
 
 #define QATFAST_INSTANTIATE(T)                                                                             \

@@ -158,9 +158,10 @@ void Launch(const CudaExecution& execution, void (*kernel)(Params...), int64_t n
   config.blockDim = dim3(kThreads);
   config.dynamicSmemBytes = shared_bytes;
   config.stream = execution.stream;
-  if (cudaLaunchKernelEx(&config, kernel, args...) != cudaSuccess) {
-    execution.error = cudaGetErrorString(cudaGetLastError());
-  }
+  const cudaError_t status = cudaLaunchKernelEx(&config, kernel, args...);
+  if (status == cudaSuccess) return;
+  execution.error = cudaGetErrorString(status);
+  cudaGetLastError();  // so that nobody else finds it
 }
 
 }  // namespace cuda

@@ -2,6 +2,7 @@
 #ifndef QATFAST_CORE_PARAMS_H_
 #define QATFAST_CORE_PARAMS_H_
 
+#include <array>
 #include <cstdint>
 
 #include "core/inline.h"
@@ -73,17 +74,23 @@ struct LsqSymmetricParams {
   float grad_scale = 1.0f;
   float min_threshold = 0.0f;  // 0: none
   const Arithmetic<T>* threshold = nullptr;
+
+  std::array<const Arithmetic<T>*, 1> inputs() const { return {threshold}; }
 };
 
-// Learned step size quantization with a grid from `min` to `max`, which hold layout.channels values.
+// Learned step size quantization with a grid from `min` to `max`, which hold layout.channels values: `min` plus
+// integers times the step, or with `exact_zero` integers times the step.
 template <typename T>
 struct LsqUniformParams {
   ChannelLayout layout;
   int num_bits = 8;
   float grad_scale = 1.0f;
   float min_width = 0.0f;  // 0: none
+  bool exact_zero = false;
   const Arithmetic<T>* min = nullptr;
   const Arithmetic<T>* max = nullptr;
+
+  std::array<const Arithmetic<T>*, 2> inputs() const { return {min, max}; }
 };
 
 }  // namespace qatfast

@@ -74,6 +74,16 @@ QATFAST_INLINE Range<A> IncludeZero(Range<A> range, QuantRange grid) {
           is_zero | is_below ? A(0) : (is_above ? range.max : max_on_grid)};
 }
 
+// A range narrower than min_width, or upside down, becomes one of that width about its middle; 0 leaves all as they
+// are. The gradient passes straight through: were it stopped, no step could widen the range again.
+template <typename A>
+QATFAST_INLINE Range<A> AtLeastAsWide(Range<A> range, A min_width) {
+  const A middle = A(0.5) * range.min + A(0.5) * range.max;
+  const A half_width = A(0.5) * min_width;
+  const bool is_narrow = (min_width > A(0)) & (range.max - range.min < min_width);
+  return {is_narrow ? middle - half_width : range.min, is_narrow ? middle + half_width : range.max};
+}
+
 // The chain rule through IncludeZero, rounding taken as constant. A range across zero becomes
 // [k, k + steps] * (max - min) / steps with k = round(min / scale): both ends follow max - min alone.
 template <typename A>

@@ -4,6 +4,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -12,15 +13,9 @@
 
 #include "core/half.h"
 #include "core/params.h"
+#include "py/arguments.h"
 
 namespace qatfast {
-
-namespace py = pybind11;
-
-[[noreturn]] inline void Fail(const std::string& op, const std::string& argument, const std::string& requirement,
-                              const std::string& got) {
-  throw py::value_error(op + ": " + argument + " must be " + requirement + ", got " + got);
-}
 
 // An array in the memory that kernels run on; nothing keeps it alive.
 struct ArrayView {
@@ -111,16 +106,11 @@ inline void CheckApart(const std::string& op, const std::string& argument, const
   if (Overlap(output, array)) Fail(op, argument, "apart from " + other, "an array that overlaps it");
 }
 
-// An argument of a call, with the name that errors give it.
-struct NamedArray {
-  const char* name;
-  py::object array;
-};
-
 // Outputs lie apart from parameters, which kernels go on reading while they write.
-inline void CheckApartFrom(const std::string& op, const ArrayView& out, const std::vector<NamedArray>& parameters,
-                           const std::vector<ArrayView>& views) {
-  for (size_t i = 0; i < views.size(); ++i) CheckApart(op, "out", out, parameters[i].name, views[i]);
+template <size_t kParameters>
+void CheckApartFrom(const std::string& op, const ArrayView& out, const std::array<const char*, kParameters>& names,
+                    const std::vector<ArrayView>& parameters) {
+  for (size_t i = 0; i < kParameters; ++i) CheckApart(op, "out", out, names[i], parameters[i]);
 }
 
 inline ChannelLayout LayoutOf(const std::string& op, const std::vector<int64_t>& shape, std::optional<int> axis) {

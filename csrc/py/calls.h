@@ -1,7 +1,11 @@
 // A call of each op family on arrays: its attributes as they come from Python, checked and turned into params.
 //
-// A Call<T> is made of the attributes, x's shape and the parameters, which it refers to, and runs on elements of type
+// A Call<T> is made of the arguments, x's shape and the parameters, which it refers to, and runs on elements of type
 // T, on a CPU or a GPU. Values are checked by CheckValues, where the CPU can read them.
+//   kName               what the family is called; its gradient is <kName>_grad
+//   kParameters         the arguments that are one number per channel
+//   kMayLeaveOutRange   whether the gradient to x alone is less work, and so can be asked for
+//   Attributes()        the other arguments that say what is computed
 #ifndef QATFAST_PY_CALLS_H_
 #define QATFAST_PY_CALLS_H_
 
@@ -15,17 +19,24 @@
 
 namespace qatfast {
 
-inline void CheckNumBits(const std::string& op, int num_bits) {
-  if (num_bits < 2 || num_bits > 16) Fail(op, "num_bits", "from 2 to 16", std::to_string(num_bits));
+inline int NumBits(const Arguments& arguments) {
+  const int num_bits = arguments.Integer("num_bits");
+  if (num_bits < 2 || num_bits > 16) Fail(arguments.op(), "num_bits", "from 2 to 16", std::to_string(num_bits));
+  return num_bits;
 }
 
-// What an LSQ op asks of its attributes.
-inline void CheckGradScale(const std::string& op, float grad_scale) {
-  if (!(grad_scale > 0) || std::isinf(grad_scale))
-    Fail(op, "grad_scale", "positive and finite", std::to_string(grad_scale));
+// What an LSQ op asks of its attributes, which count as float32.
+inline float GradScale(const Arguments& arguments) {
+  const auto grad_scale = static_cast<float>(arguments.Number("grad_scale"));
+  if (!(grad_scale > 0) || std::isinf(grad_scale)) arguments.FailAt("grad_scale", "positive and finite");
+  return grad_scale;
 }
-inline void CheckGuard(const std::string& op, const char* name, float guard) {
-  if (!(guard >= 0) || std::isinf(guard)) Fail(op, name, "finite and not negative", std::to_string(guard));
+inline float Guard(const Arguments& arguments, const char* name) {
+  const double guard = arguments.Number(name);
+  const auto rounded = static_cast<float>(guard);
+  if (!(guard >= 0) || std::isinf(rounded)) arguments.FailAt(name, "finite and not negative");
+  if (guard > 0 && rounded == 0) arguments.FailAt(name, "0 or a number of float32");
+  return rounded;
 }
 
 template <typename A>
@@ -51,27 +62,29 @@ std::array<const A*, kParameters> ParameterElements(const std::string& op,
   return elements;
 }
 
-struct FakeQuantAttributes {
-  int num_bits;
-  bool narrow_range;
-  std::optional<int> axis;
-  bool include_zero;
-};
-
 template <typename T>
 struct FakeQuantCall {
   using A = Arithmetic<T>;
+  static constexpr char kName[] = "fake_quant";
   static constexpr std::array kParameters = {"min", "max"};
+  static constexpr bool kMayLeaveOutRange = true;
   FakeQuantParams<T> params;
 
-  FakeQuantCall(const std::string& op, const FakeQuantAttributes& attributes, const std::vector<int64_t>& shape,
+  static std::vector<Keyword> Attributes() {
+    return {{"num_bits", py::int_(8)},
+            {"narrow_range", py::bool_(false)},
+            {"axis", py::none()},
+            {"include_zero", py::bool_(false)}};
+  }
+
+  FakeQuantCall(const Arguments& arguments, const std::vector<int64_t>& shape,
                 const std::vector<ArrayView>& parameters) {
-    CheckNumBits(op, attributes.num_bits);
-    params.layout = LayoutOf(op, shape, attributes.axis);
-    params.quant_range = MakeQuantRange(attributes.num_bits, attributes.narrow_range);
-    params.per_channel = attributes.axis.has_value();
-    params.include_zero = attributes.include_zero;
-    const auto elements = ParameterElements<A>(op, kParameters, parameters, params.layout, attributes.axis);
+    const auto axis = arguments.OptionalInteger("axis");
+    params.quant_range = MakeQuantRange(NumBits(arguments), arguments.Flag("narrow_range"));
+    params.include_zero = arguments.Flag("include_zero");
+    params.layout = LayoutOf(arguments.op(), shape, axis);
+    params.per_channel = axis.has_value();
+    const auto elements = ParameterElements<A>(arguments.op(), kParameters, parameters, params.layout, axis);
     params.min = elements[0];
     params.max = elements[1];
   }
@@ -93,33 +106,29 @@ struct FakeQuantCall {
   }
 };
 
-struct LsqSymmetricAttributes {
-  int num_bits;
-  bool is_signed;
-  float grad_scale;
-  std::optional<int> axis;
-  bool power_of_two;
-  float min_threshold;
-};
-
 template <typename T>
 struct LsqSymmetricCall {
   using A = Arithmetic<T>;
+  static constexpr char kName[] = "lsq_symmetric";
   static constexpr std::array kParameters = {"threshold"};
+  static constexpr bool kMayLeaveOutRange = false;
   LsqSymmetricParams<T> params;
 
-  LsqSymmetricCall(const std::string& op, const LsqSymmetricAttributes& attributes, const std::vector<int64_t>& shape,
+  static std::vector<Keyword> Attributes() {
+    return {{"num_bits", py::int_(8)}, {"signed", py::bool_(true)},        {"grad_scale", py::float_(1.0)},
+            {"axis", py::none()},      {"power_of_two", py::bool_(false)}, {"min_threshold", py::float_(0.0)}};
+  }
+
+  LsqSymmetricCall(const Arguments& arguments, const std::vector<int64_t>& shape,
                    const std::vector<ArrayView>& parameters) {
-    CheckNumBits(op, attributes.num_bits);
-    CheckGradScale(op, attributes.grad_scale);
-    CheckGuard(op, "min_threshold", attributes.min_threshold);
-    params.layout = LayoutOf(op, shape, attributes.axis);
-    params.num_bits = attributes.num_bits;
-    params.is_signed = attributes.is_signed;
-    params.grad_scale = attributes.grad_scale;
-    params.power_of_two = attributes.power_of_two;
-    params.min_threshold = attributes.min_threshold;
-    params.threshold = ParameterElements<A>(op, kParameters, parameters, params.layout, attributes.axis)[0];
+    const auto axis = arguments.OptionalInteger("axis");
+    params.num_bits = NumBits(arguments);
+    params.is_signed = arguments.Flag("signed");
+    params.grad_scale = GradScale(arguments);
+    params.power_of_two = arguments.Flag("power_of_two");
+    params.min_threshold = Guard(arguments, "min_threshold");
+    params.layout = LayoutOf(arguments.op(), shape, axis);
+    params.threshold = ParameterElements<A>(arguments.op(), kParameters, parameters, params.layout, axis)[0];
   }
 
   void CheckValues(const std::string& op) const {
@@ -140,29 +149,31 @@ struct LsqSymmetricCall {
   }
 };
 
-struct LsqUniformAttributes {
-  int num_bits;
-  float grad_scale;
-  std::optional<int> axis;
-  float min_width;
-};
-
 template <typename T>
 struct LsqUniformCall {
   using A = Arithmetic<T>;
+  static constexpr char kName[] = "lsq_uniform";
   static constexpr std::array kParameters = {"min", "max"};
+  static constexpr bool kMayLeaveOutRange = false;
   LsqUniformParams<T> params;
 
-  LsqUniformCall(const std::string& op, const LsqUniformAttributes& attributes, const std::vector<int64_t>& shape,
+  static std::vector<Keyword> Attributes() {
+    return {{"num_bits", py::int_(8)},
+            {"grad_scale", py::float_(1.0)},
+            {"axis", py::none()},
+            {"min_width", py::float_(0.0)},
+            {"exact_zero", py::bool_(false)}};
+  }
+
+  LsqUniformCall(const Arguments& arguments, const std::vector<int64_t>& shape,
                  const std::vector<ArrayView>& parameters) {
-    CheckNumBits(op, attributes.num_bits);
-    CheckGradScale(op, attributes.grad_scale);
-    CheckGuard(op, "min_width", attributes.min_width);
-    params.layout = LayoutOf(op, shape, attributes.axis);
-    params.num_bits = attributes.num_bits;
-    params.grad_scale = attributes.grad_scale;
-    params.min_width = attributes.min_width;
-    const auto elements = ParameterElements<A>(op, kParameters, parameters, params.layout, attributes.axis);
+    const auto axis = arguments.OptionalInteger("axis");
+    params.num_bits = NumBits(arguments);
+    params.grad_scale = GradScale(arguments);
+    params.min_width = Guard(arguments, "min_width");
+    params.exact_zero = arguments.Flag("exact_zero");
+    params.layout = LayoutOf(arguments.op(), shape, axis);
+    const auto elements = ParameterElements<A>(arguments.op(), kParameters, parameters, params.layout, axis);
     params.min = elements[0];
     params.max = elements[1];
   }
@@ -183,6 +194,13 @@ struct LsqUniformCall {
     LsqGrad(params, grad_y, x, LsqUniformGradients<T>{grad_x, grads[0], grads[1], workspace}, execution);
   }
 };
+
+// The arguments that both directions of a family start with: `first`, then the parameters.
+template <template <typename> typename Call>
+std::vector<std::string> Positional(std::vector<std::string> first) {
+  for (const char* parameter : Call<float>::kParameters) first.push_back(parameter);
+  return first;
+}
 
 }  // namespace qatfast
 

@@ -7,8 +7,12 @@
 #include <pybind11/stl.h>
 
 #include <memory>
+#include <optional>
+#include <stdexcept>
 #include <string>
+#include <vector>
 
+#include "core/cuda_devices.h"
 #include "py/array_view.h"
 
 namespace qatfast {
@@ -44,21 +48,34 @@ struct ManagedTensor {
 
 }  // namespace dlpack
 
+inline void CheckCuda(const std::string& op, const char* error) {
+  if (error != nullptr) throw std::runtime_error(op + ": CUDA could not run it: " + error);
+}
+
 // A view of a device array, and what keeps its memory alive.
 class DeviceArray {
  public:
   DeviceArray(const std::string& op, const std::string& argument, const py::object& array) : array_(array) {
-    const bool has_dlpack = py::hasattr(array, "__dlpack__") && py::hasattr(array, "__dlpack_device__");
-    if (has_dlpack && IsOnCuda(array)) {
-      ReadDlpack(op, argument);
-    } else if (!has_dlpack && py::hasattr(array, "__cuda_array_interface__")) {
-      ReadCudaArrayInterface();
-    } else {
-      Fail(op, argument, "an array on a CUDA device", py::type::of(array).attr("__name__").cast<std::string>());
+    try {
+      const bool has_dlpack = py::hasattr(array, "__dlpack__") && py::hasattr(array, "__dlpack_device__");
+      if (has_dlpack && IsOnCuda(array)) {
+        ReadDlpack(op, argument);
+        return;
+      }
+      if (!has_dlpack && py::hasattr(array, "__cuda_array_interface__")) {
+        ReadCudaArrayInterface(op, argument);
+        return;
+      }
+    } catch (const py::cast_error&) {
+      // It has one of the interfaces by name alone.
     }
+    Fail(op, argument, "an array on a CUDA device", py::type::of(array).attr("__name__").cast<std::string>());
   }
 
   const ArrayView& view() const { return view_; }
+
+  // The device that it is on, or -1 if it is empty.
+  int device() const { return device_; }
 
  private:
   static bool IsOnCuda(const py::object& array) {
@@ -85,9 +102,10 @@ class DeviceArray {
     for (int i = 0; tensor.strides != nullptr && i < tensor.rank; ++i) {
       view_.strides[i] = tensor.strides[i] * view_.itemsize;
     }
+    if (view_.size() > 0) device_ = tensor.device.id;
   }
 
-  void ReadCudaArrayInterface() {
+  void ReadCudaArrayInterface(const std::string& op, const std::string& argument) {
     const auto interface = array_.attr("__cuda_array_interface__").cast<py::dict>();
     const auto data = interface["data"].cast<py::tuple>();
     view_.data = reinterpret_cast<void*>(data[0].cast<uintptr_t>());
@@ -104,6 +122,12 @@ class DeviceArray {
     if (interface.contains("strides") && !interface["strides"].is_none()) {
       view_.strides = interface["strides"].cast<std::vector<int64_t>>();
     }
+    if (view_.size() == 0) return;
+    // The interface does not tell the device; CUDA knows whose memory it is.
+    const cuda::PointerDevice owner = cuda::DeviceOf(view_.data);
+    CheckCuda(op, owner.error);
+    device_ = owner.device;
+    if (device_ < 0) Fail(op, argument, "an array on a CUDA device", "memory that is no device's");
   }
 
   static std::string DlpackDtype(int code, int bits) {
@@ -124,6 +148,46 @@ class DeviceArray {
   py::object array_;
   std::shared_ptr<dlpack::ManagedTensor> managed_;
   ArrayView view_;
+  int device_ = -1;
+};
+
+// The arrays of a call, by the names of its arguments. While they live, the device that they are on is the current one.
+class DeviceArrays {
+ public:
+  DeviceArrays(const Arguments& arguments, const std::vector<std::string>& names) {
+    const std::string& op = arguments.op();
+    const NamedArray* first = nullptr;
+    arrays_.reserve(names.size());
+    for (const std::string& name : names) {
+      arrays_.push_back({name, DeviceArray(op, name, arguments[name])});
+      const int device = arrays_.back().array.device();
+      if (device < 0) continue;
+      if (first == nullptr) first = &arrays_.back();
+      if (device != first->array.device()) {
+        Fail(op, name, "on CUDA device " + std::to_string(first->array.device()) + ", as " + first->name + " is",
+             "an array on device " + std::to_string(device));
+      }
+    }
+    if (first == nullptr) return;
+    current_.emplace(first->array.device());
+    CheckCuda(op, current_->error());
+  }
+
+  // Precondition: `name` is one of the names.
+  const ArrayView& operator[](const std::string& name) const {
+    size_t i = 0;
+    while (arrays_[i].name != name) ++i;
+    return arrays_[i].array.view();
+  }
+
+ private:
+  struct NamedArray {
+    std::string name;
+    DeviceArray array;
+  };
+
+  std::vector<NamedArray> arrays_;
+  std::optional<cuda::ScopedDevice> current_;
 };
 
 }  // namespace qatfast

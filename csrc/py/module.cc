@@ -1,7 +1,5 @@
 // The kernels on NumPy arrays, without TensorFlow between: for tests and benchmarks.
 
-#include <pybind11/stl.h>
-
 #include <atomic>
 #include <cstring>
 #include <limits>
@@ -37,25 +35,27 @@ ParallelFor PlainParallelFor(int num_threads) {
   };
 }
 
-int CheckedThreads(const std::string& op, int num_threads) {
-  if (num_threads < 1) Fail(op, "num_threads", "at least 1", std::to_string(num_threads));
+int NumThreads(const Arguments& arguments) {
+  const int num_threads = arguments.Integer("num_threads");
+  if (num_threads < 1) Fail(arguments.op(), "num_threads", "at least 1", std::to_string(num_threads));
   return num_threads;
 }
 
-// How a call is to run.
-struct Run {
-  int num_threads;
-  std::optional<std::string> isa;
-  std::optional<bool> stream;
-  std::optional<py::array> out;
-};
+// The arguments of every call that say how it is to run.
+std::vector<Keyword> RunKeywords() {
+  return {{"out", py::none()}, {"num_threads", py::int_(1)}, {"isa", py::none()}, {"stream", py::none()}};
+}
 
-CpuExecution MakeExecution(const std::string& op, const Run& run) {
+CpuExecution MakeExecution(const Arguments& arguments) {
   CpuExecution execution;
-  if (run.stream) execution.streaming_bytes = *run.stream ? -1 : std::numeric_limits<int64_t>::max();
-  execution.parallel_for = PlainParallelFor(CheckedThreads(op, run.num_threads));
-  if (run.isa && (!ParseIsa(*run.isa, &execution.isa) || !IsSupported(execution.isa))) {
-    Fail(op, "isa", "an instruction set of cpu_features()", *run.isa);
+  const std::optional<bool> stream = arguments.OptionalFlag("stream");
+  if (stream) execution.streaming_bytes = *stream ? -1 : std::numeric_limits<int64_t>::max();
+  execution.parallel_for = PlainParallelFor(NumThreads(arguments));
+  if (arguments["isa"].is_none()) return execution;
+  const std::optional<std::string> isa = arguments.Text("isa");
+  if (!isa) arguments.FailAt("isa", "None or an instruction set of cpu_features()");
+  if (!ParseIsa(*isa, &execution.isa) || !IsSupported(execution.isa)) {
+    Fail(arguments.op(), "isa", "an instruction set of cpu_features()", *isa);
   }
   return execution;
 }
@@ -66,31 +66,33 @@ struct Parameters {
   std::vector<ArrayView> views;
 };
 
-template <typename A>
-Parameters ConvertParameters(const std::string& op, const std::vector<NamedArray>& parameters) {
+template <typename A, size_t kParameters>
+Parameters ConvertParameters(const Arguments& arguments, const std::array<const char*, kParameters>& names) {
   Parameters converted;
-  for (const NamedArray& parameter : parameters) {
-    converted.arrays.push_back(Parameter<A>(op, parameter.name, parameter.array));
+  for (const char* name : names) {
+    converted.arrays.push_back(Parameter<A>(arguments, name));
     converted.views.push_back(ViewOf(converted.arrays.back()));
   }
   return converted;
 }
 
 // y, or (y, mask).
-template <template <typename> typename Call, typename Attributes>
-py::object Forward(const std::string& op, const py::array& x, const std::vector<NamedArray>& parameters,
-                   const Attributes& attributes, bool save_mask, const Run& run) {
+template <template <typename> typename Call>
+py::object Forward(const Arguments& arguments) {
+  const std::string& op = arguments.op();
+  const py::array x = NumpyArray(arguments, "x");
   const ArrayView view = ViewOf(x);
   return WithType(op, "x", view, [&](auto type) -> py::object {
     using T = decltype(type);
     const T* from = Elements<T>(op, "x", view);
-    const auto inputs = ConvertParameters<Arithmetic<T>>(op, parameters);
-    const Call<T> call(op, attributes, view.shape, inputs.views);
+    const auto inputs = ConvertParameters<Arithmetic<T>>(arguments, Call<T>::kParameters);
+    const Call<T> call(arguments, view.shape, inputs.views);
     call.CheckValues(op);
-    const CpuExecution execution = MakeExecution(op, run);
-    py::array y = OutputLike(op, run.out, x);
+    const CpuExecution execution = MakeExecution(arguments);
+    py::array y = OutputLike(arguments, "x", x);
     T* to = WritableElements<T>(op, "out", ViewOf(y));
-    CheckApartFrom(op, ViewOf(y), parameters, inputs.views);
+    CheckApartFrom(op, ViewOf(y), Call<T>::kParameters, inputs.views);
+    const bool save_mask = arguments.Flag("save_mask");
     py::array_t<uint8_t> mask(save_mask ? BitMaskBytes(x.size()) : 0);
     uint8_t* bits = save_mask ? mask.mutable_data() : nullptr;
     {
@@ -102,11 +104,11 @@ py::object Forward(const std::string& op, const py::array& x, const std::vector<
   });
 }
 
-// (grad_x, and the gradient to each parameter: None unless `with_parameters`).
-template <template <typename> typename Call, typename Attributes>
-py::tuple Backward(const std::string& op, const py::array& grad_y, const py::array& x,
-                   const std::vector<NamedArray>& parameters, const Attributes& attributes, bool with_parameters,
-                   const Run& run) {
+// (grad_x, and the gradient to each parameter: None without `with_range`).
+template <template <typename> typename Call>
+py::tuple Backward(const Arguments& arguments) {
+  const std::string& op = arguments.op();
+  const py::array grad_y = NumpyArray(arguments, "grad_y"), x = NumpyArray(arguments, "x");
   const ArrayView view = ViewOf(x);
   return WithType(op, "x", view, [&](auto type) {
     using T = decltype(type);
@@ -115,14 +117,16 @@ py::tuple Backward(const std::string& op, const py::array& grad_y, const py::arr
     const T* from_grad_y = Elements<T>(op, "grad_y", ViewOf(grad_y));
     const T* from_x = Elements<T>(op, "x", view);
     CheckShape(op, "grad_y", ViewOf(grad_y), view.shape);
-    const auto inputs = ConvertParameters<A>(op, parameters);
-    const Call<T> call(op, attributes, view.shape, inputs.views);
+    const auto inputs = ConvertParameters<A>(arguments, Call<T>::kParameters);
+    const Call<T> call(arguments, view.shape, inputs.views);
     call.CheckValues(op);
-    const CpuExecution execution = MakeExecution(op, run);
-    py::array grad_x = OutputLike(op, run.out, x);
+    const CpuExecution execution = MakeExecution(arguments);
+    py::array grad_x = OutputLike(arguments, "x", x);
     CheckOverlap(op, "grad_y", ViewOf(grad_x), ViewOf(grad_y));
     T* to = WritableElements<T>(op, "out", ViewOf(grad_x));
-    CheckApartFrom(op, ViewOf(grad_x), parameters, inputs.views);
+    CheckApartFrom(op, ViewOf(grad_x), Call<T>::kParameters, inputs.views);
+    bool with_parameters = true;
+    if constexpr (Call<T>::kMayLeaveOutRange) with_parameters = arguments.Flag("with_range");
     py::tuple results(1 + kParameters);
     results[0] = grad_x;
     A* grads[kParameters] = {};
@@ -143,16 +147,17 @@ py::tuple Backward(const std::string& op, const py::array& grad_y, const py::arr
   });
 }
 
-py::array PyStraightThroughGrad(const py::array& grad_y, const py::array& mask, const Run& run) {
-  const std::string op = "straight_through_grad";
+py::array PyStraightThroughGrad(const Arguments& arguments) {
+  const std::string& op = arguments.op();
+  const py::array grad_y = NumpyArray(arguments, "grad_y"), mask = NumpyArray(arguments, "mask");
   const ArrayView view = ViewOf(grad_y);
   return WithType(op, "grad_y", view, [&](auto type) {
     using T = decltype(type);
     const T* from = Elements<T>(op, "grad_y", view);
     const uint8_t* bits = Elements<uint8_t>(op, "mask", ViewOf(mask));
     CheckShape(op, "mask", ViewOf(mask), {BitMaskBytes(view.size())});
-    const CpuExecution execution = MakeExecution(op, run);
-    py::array grad_x = OutputLike(op, run.out, grad_y);
+    const CpuExecution execution = MakeExecution(arguments);
+    py::array grad_x = OutputLike(arguments, "grad_y", grad_y);
     T* to = WritableElements<T>(op, "out", ViewOf(grad_x));
     CheckApart(op, "out", ViewOf(grad_x), "mask", ViewOf(mask));
     const int64_t size = grad_y.size();
@@ -163,9 +168,10 @@ py::array PyStraightThroughGrad(const py::array& grad_y, const py::array& mask, 
   });
 }
 
-void PyMemcpy(const py::array& destination, const py::array& source, int num_threads) {
-  const std::string op = "memcpy";
-  CheckedThreads(op, num_threads);
+void PyMemcpy(const Arguments& arguments) {
+  const std::string& op = arguments.op();
+  const int num_threads = NumThreads(arguments);
+  const py::array destination = NumpyArray(arguments, "destination"), source = NumpyArray(arguments, "source");
   for (const py::array* array : {&destination, &source}) {
     if (array->dtype().attr("hasobject").cast<bool>()) {
       Fail(op, "destination and source", "arrays of numbers", py::str(array->dtype()));
@@ -178,6 +184,7 @@ void PyMemcpy(const py::array& destination, const py::array& source, int num_thr
     Fail(op, "destination and source", "C-contiguous", "other strides");
   }
   if (!destination.writeable()) Fail(op, "destination", "writeable", "a read-only array");
+  CheckApart(op, "destination", ViewOf(destination), "source", ViewOf(source));
   char* to = static_cast<char*>(const_cast<void*>(destination.data()));
   const char* from = static_cast<const char*>(source.data());
   const int64_t bytes = source.nbytes();
@@ -210,107 +217,50 @@ py::dict BuildFacts() {
   return facts;
 }
 
-// Defines a function with the keyword arguments that every call takes.
-template <typename Function, typename... Args>
-void Define(py::module_& m, const char* name, const char* doc, Function function, const Args&... arguments) {
-  m.def(name, function, arguments..., py::arg("out") = py::none(), py::arg("num_threads") = 1,
-        py::arg("isa") = py::none(), py::arg("stream") = py::none(), doc);
+// Defines the two functions of a family.
+template <template <typename> typename Call>
+void DefineFamily(py::module_& m) {
+  const std::string name = Call<float>::kName;
+  Define(m,
+         {name, Positional<Call>({"x"}),
+          Joined({Call<float>::Attributes(), {{"save_mask", py::bool_(false)}}, RunKeywords()})},
+         "y of qatfast.ops." + name + "; with `save_mask` also the mask that straight_through_grad takes.",
+         Forward<Call>);
+  std::vector<Keyword> choice;
+  std::string results = "grad_x";
+  for (const char* parameter : Call<float>::kParameters) results += std::string(", grad_") + parameter;
+  std::string doc = "(" + results + ") of qatfast.ops." + name;
+  if (Call<float>::kMayLeaveOutRange) {
+    choice = {{"with_range", py::bool_(true)}};
+    doc += "; all but the first are None unless `with_range`";
+  }
+  Define(
+      m,
+      {name + "_grad", Positional<Call>({"grad_y", "x"}), Joined({Call<float>::Attributes(), choice, RunKeywords()})},
+      doc + ".", Backward<Call>);
 }
-
-using Axis = std::optional<int>;
-using Out = std::optional<py::array>;
-using IsaArgument = std::optional<std::string>;
-using Stream = std::optional<bool>;
 
 }  // namespace
 }  // namespace qatfast
 
 PYBIND11_MODULE(_core, m) {
   using namespace qatfast;
-  using py::arg;
   m.doc() =
       "qatfast's kernels on NumPy arrays of float32, float16, float64 or ml_dtypes' bfloat16. Arrays are used in "
       "place: "
       "C-contiguous, of the exact dtype. Every function takes `out`, which may be an input, `num_threads`, `isa` (one "
       "of cpu_features()) and `stream` (whether to write around the caches); None leaves the choice to the library.";
-  Define(
-      m, "fake_quant", "y of qatfast.ops.fake_quant; with `save_mask` also the mask that straight_through_grad takes.",
-      [](const py::array& x, const py::object& min, const py::object& max, int num_bits, bool narrow_range, Axis axis,
-         bool include_zero, bool save_mask, Out out, int num_threads, IsaArgument isa, Stream stream) {
-        return Forward<FakeQuantCall>("fake_quant", x, {{"min", min}, {"max", max}},
-                                      FakeQuantAttributes{num_bits, narrow_range, axis, include_zero}, save_mask,
-                                      {num_threads, isa, stream, out});
-      },
-      arg("x"), arg("min"), arg("max"), py::kw_only(), arg("num_bits") = 8, arg("narrow_range") = false,
-      arg("axis") = py::none(), arg("include_zero") = false, arg("save_mask") = false);
-  Define(
-      m, "fake_quant_grad",
-      "(grad_x, grad_min, grad_max) of qatfast.ops.fake_quant; the last two are None unless `with_range`.",
-      [](const py::array& grad_y, const py::array& x, const py::object& min, const py::object& max, int num_bits,
-         bool narrow_range, Axis axis, bool include_zero, bool with_range, Out out, int num_threads, IsaArgument isa,
-         Stream stream) {
-        return Backward<FakeQuantCall>("fake_quant_grad", grad_y, x, {{"min", min}, {"max", max}},
-                                       FakeQuantAttributes{num_bits, narrow_range, axis, include_zero}, with_range,
-                                       {num_threads, isa, stream, out});
-      },
-      arg("grad_y"), arg("x"), arg("min"), arg("max"), py::kw_only(), arg("num_bits") = 8, arg("narrow_range") = false,
-      arg("axis") = py::none(), arg("include_zero") = false, arg("with_range") = true);
-  Define(
-      m, "lsq_symmetric",
-      "y of qatfast.ops.lsq_symmetric; with `save_mask` also the mask that straight_through_grad takes.",
-      [](const py::array& x, const py::object& threshold, int num_bits, bool is_signed, float grad_scale, Axis axis,
-         bool power_of_two, float min_threshold, bool save_mask, Out out, int num_threads, IsaArgument isa,
-         Stream stream) {
-        return Forward<LsqSymmetricCall>(
-            "lsq_symmetric", x, {{"threshold", threshold}},
-            LsqSymmetricAttributes{num_bits, is_signed, grad_scale, axis, power_of_two, min_threshold}, save_mask,
-            {num_threads, isa, stream, out});
-      },
-      arg("x"), arg("threshold"), py::kw_only(), arg("num_bits") = 8, arg("signed") = true, arg("grad_scale") = 1.0f,
-      arg("axis") = py::none(), arg("power_of_two") = false, arg("min_threshold") = 0.0f, arg("save_mask") = false);
-  Define(
-      m, "lsq_symmetric_grad", "(grad_x, grad_threshold) of qatfast.ops.lsq_symmetric.",
-      [](const py::array& grad_y, const py::array& x, const py::object& threshold, int num_bits, bool is_signed,
-         float grad_scale, Axis axis, bool power_of_two, float min_threshold, Out out, int num_threads, IsaArgument isa,
-         Stream stream) {
-        return Backward<LsqSymmetricCall>(
-            "lsq_symmetric_grad", grad_y, x, {{"threshold", threshold}},
-            LsqSymmetricAttributes{num_bits, is_signed, grad_scale, axis, power_of_two, min_threshold}, true,
-            {num_threads, isa, stream, out});
-      },
-      arg("grad_y"), arg("x"), arg("threshold"), py::kw_only(), arg("num_bits") = 8, arg("signed") = true,
-      arg("grad_scale") = 1.0f, arg("axis") = py::none(), arg("power_of_two") = false, arg("min_threshold") = 0.0f);
-  Define(
-      m, "lsq_uniform",
-      "y of qatfast.ops.lsq_uniform; with `save_mask` also the mask that straight_through_grad takes.",
-      [](const py::array& x, const py::object& min, const py::object& max, int num_bits, float grad_scale, Axis axis,
-         float min_width, bool save_mask, Out out, int num_threads, IsaArgument isa, Stream stream) {
-        return Forward<LsqUniformCall>("lsq_uniform", x, {{"min", min}, {"max", max}},
-                                       LsqUniformAttributes{num_bits, grad_scale, axis, min_width}, save_mask,
-                                       {num_threads, isa, stream, out});
-      },
-      arg("x"), arg("min"), arg("max"), py::kw_only(), arg("num_bits") = 8, arg("grad_scale") = 1.0f,
-      arg("axis") = py::none(), arg("min_width") = 0.0f, arg("save_mask") = false);
-  Define(
-      m, "lsq_uniform_grad", "(grad_x, grad_min, grad_max) of qatfast.ops.lsq_uniform.",
-      [](const py::array& grad_y, const py::array& x, const py::object& min, const py::object& max, int num_bits,
-         float grad_scale, Axis axis, float min_width, Out out, int num_threads, IsaArgument isa, Stream stream) {
-        return Backward<LsqUniformCall>("lsq_uniform_grad", grad_y, x, {{"min", min}, {"max", max}},
-                                        LsqUniformAttributes{num_bits, grad_scale, axis, min_width}, true,
-                                        {num_threads, isa, stream, out});
-      },
-      arg("grad_y"), arg("x"), arg("min"), arg("max"), py::kw_only(), arg("num_bits") = 8, arg("grad_scale") = 1.0f,
-      arg("axis") = py::none(), arg("min_width") = 0.0f);
-  Define(
-      m, "straight_through_grad", "grad_x where the bits of `mask` (uint8) are set, else 0.",
-      [](const py::array& grad_y, const py::array& mask, Out out, int num_threads, IsaArgument isa, Stream stream) {
-        return PyStraightThroughGrad(grad_y, mask, {num_threads, isa, stream, out});
-      },
-      arg("grad_y"), arg("mask"), py::kw_only());
-  m.def("memcpy", &PyMemcpy, arg("destination"), arg("source"), py::kw_only(), arg("num_threads") = 1,
-        "Copies the bytes of an array on several threads: the speed limit that kernels are held against.");
-  m.def("cpu_features", &CpuFeatures, "Instruction sets that have kernels of their own here, the best last.");
-  m.def("build_facts", &BuildFacts, "What this library was built from and for.");
+  DefineFamily<FakeQuantCall>(m);
+  DefineFamily<LsqSymmetricCall>(m);
+  DefineFamily<LsqUniformCall>(m);
+  Define(m, {"straight_through_grad", {"grad_y", "mask"}, RunKeywords()},
+         "grad_x where the bits of `mask` (uint8) are set, else 0.", PyStraightThroughGrad);
+  Define(m, {"memcpy", {"destination", "source"}, {{"num_threads", py::int_(1)}}},
+         "Copies the bytes of an array on several threads: the speed limit that kernels are held against.", PyMemcpy);
+  Define(m, {"cpu_features", {}, {}}, "Instruction sets that have kernels of their own here, the best last.",
+         [](const Arguments&) { return CpuFeatures(); });
+  Define(m, {"build_facts", {}, {}}, "What this library was built from and for.",
+         [](const Arguments&) { return BuildFacts(); });
 #if QATFAST_CUDA
   py::module_ cuda = m.def_submodule("cuda");
   DefineCuda(cuda);

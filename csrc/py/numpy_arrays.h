@@ -22,22 +22,31 @@ inline ArrayView ViewOf(const py::array& array) {
   return view;
 }
 
-// A parameter: an array, used in place, or a number.
-template <typename A>
-py::array Parameter(const std::string& op, const std::string& argument, const py::object& value) {
-  if (py::isinstance<py::array>(value)) return py::reinterpret_borrow<py::array>(value);
-  const auto converted = py::array_t<A>::ensure(value);
-  if (!converted) Fail(op, argument, "a number or an array", py::repr(value));
-  return converted;
+inline py::array NumpyArray(const Arguments& arguments, const std::string& name) {
+  if (!py::isinstance<py::array>(arguments[name])) arguments.FailAt(name, "a NumPy array");
+  return py::reinterpret_borrow<py::array>(arguments[name]);
 }
 
-// `out`, or a new array like x.
-inline py::array OutputLike(const std::string& op, const std::optional<py::array>& out, const py::array& x) {
+// A parameter: an array, used in place, or a number.
+template <typename A>
+py::array Parameter(const Arguments& arguments, const std::string& name) {
+  const py::object& value = arguments[name];
+  if (py::isinstance<py::array>(value)) return py::reinterpret_borrow<py::array>(value);
+  if (!IsNumber(value)) arguments.FailAt(name, "a number or an array");
+  py::array_t<A> converted{std::vector<int64_t>()};
+  *converted.mutable_data() = static_cast<A>(arguments.Number(name));
+  return std::move(converted);
+}
+
+// The argument `out`, or a new array like the argument `x`, which is called `name`.
+inline py::array OutputLike(const Arguments& arguments, const char* name, const py::array& x) {
   const ArrayView view = ViewOf(x);
-  if (!out) return py::array(x.dtype(), view.shape);
-  CheckShape(op, "out", ViewOf(*out), view.shape);
-  CheckOverlap(op, "x", ViewOf(*out), view);
-  return *out;
+  if (arguments["out"].is_none()) return py::array(x.dtype(), view.shape);
+  if (!py::isinstance<py::array>(arguments["out"])) arguments.FailAt("out", "None or a NumPy array");
+  py::array out = NumpyArray(arguments, "out");
+  CheckShape(arguments.op(), "out", ViewOf(out), view.shape);
+  CheckOverlap(arguments.op(), name, ViewOf(out), view);
+  return out;
 }
 
 }  // namespace qatfast

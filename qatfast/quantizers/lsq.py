@@ -28,7 +28,7 @@ from qatfast.quantizers.range_quantizer import (
     RangeQuantizer,
     floats,
 )
-from qatfast.quantizers.ranges import exportable_threshold, exportable_uniform_range
+from qatfast.quantizers.ranges import exportable_grid, exportable_threshold
 
 __all__ = ["LSQActivationQuantizer", "LSQWeightsQuantizer"]
 
@@ -71,6 +71,7 @@ class _LSQQuantizer(RangeQuantizer):
                 grad_scale=self._grad_scale(),
                 axis=self._axis,
                 min_width=self.quantization_config.min_threshold,
+                exact_zero=True,
             )
         return ops.lsq_symmetric(
             inputs,
@@ -88,7 +89,8 @@ class _LSQQuantizer(RangeQuantizer):
 
         The op under that quantizer rounds halves up, where training rounds them to even, and divides after a shift:
         an element next to the middle of two grid values may go to the other one. Any other element equals training's
-        for a power of two, and mostly for the symmetric method, bit for bit, else to float32 rounding.
+        bit for bit where the step can be exported (always for a power of two, mostly for the other methods: see
+        `exportable_step`), else to float32 rounding. The integers of the grid are the same, and zero is zero.
 
         The gradient scale moves the last bit of some steps (as in MCT). For an activation it depends on the shape, so
         a quantizer that was never called is exported without that.
@@ -121,10 +123,8 @@ class _LSQQuantizer(RangeQuantizer):
         floor = self.quantization_config.min_threshold
         if self._is_uniform:
             lower, upper = (tf.constant(variables[name]) for name in (MIN_VARIABLE, MAX_VARIABLE))
-            grid = reference.uniform_grid(min=lower, max=upper, min_width=floor, **shared)
-            lower = grid.offset.numpy()
-            upper = lower + grid.step.numpy() * grid.largest
-            lower, upper = exportable_uniform_range(lower, upper, self._num_bits)
+            grid = reference.uniform_grid(min=lower, max=upper, min_width=floor, exact_zero=True, **shared)
+            lower, upper = exportable_grid(grid.step.numpy(), grid.smallest.numpy(), self._num_bits)
             return {"min_range": floats(lower), "max_range": floats(upper)}
         grid = reference.symmetric_grid(
             threshold=tf.constant(variables[THRESHOLD_VARIABLE]),

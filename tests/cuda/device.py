@@ -2,6 +2,7 @@
 
 import ml_dtypes
 import numpy as np
+from kernel_cases import OPS, backward, forward
 
 FILL = 7  # every byte of memory around an array
 
@@ -31,7 +32,10 @@ class DeviceArray:
 
 
 class Device:
-    """The functions of `_core.cuda` on one device, and its memory (that of a NumPy-like module)."""
+    """The functions of `_core.cuda` on one device, and its memory (that of a NumPy-like module).
+
+    `op` is one of `kernel_cases.OPS`, of which the attributes are too.
+    """
 
     def __init__(self, name, functions, arrays, to_numpy):
         self.name, self.functions, self._arrays, self._to_numpy = name, functions, arrays, to_numpy
@@ -64,7 +68,7 @@ class Device:
         """Device arrays y and mask (None unless `save_mask`)."""
         out = out or self.empty(x.shape, x.dtype)
         mask = self.empty((mask_bytes(x),), np.uint8) if save_mask else None
-        getattr(self.functions, op)(x, *parameters, out=out, mask=mask, **attributes)
+        forward(self.functions, op, x, parameters, out=out, mask=mask, **attributes)
         return out, mask
 
     def backward(self, op, grad_y, x, parameters, *, out=None, axis=None, with_sums=True, **attributes):
@@ -74,8 +78,9 @@ class Device:
         sums = {}
         if with_sums:
             sums = {name: self.empty(p.shape, p.dtype) for name, p in zip(names, parameters, strict=True)}
-            attributes["workspace"] = self.empty((self.functions.workspace_size(op, x, axis=axis),), np.float64)
-        getattr(self.functions, f"{op}_grad")(grad_y, x, *parameters, out=out, axis=axis, **sums, **attributes)
+            size = self.functions.workspace_size(OPS[op].function, x, axis=axis)
+            attributes["workspace"] = self.empty((size,), np.float64)
+        backward(self.functions, op, grad_y, x, parameters, out=out, axis=axis, **sums, **attributes)
         assert not with_sums or self.is_untouched_around(attributes["workspace"])
         return [out, *sums.values()]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from device import DeviceArray
 from grid import assert_same_bits, assert_sums_close
-from kernel_cases import CASES, DTYPES, OPS, draw_case
+from kernel_cases import CASES, DTYPES, OPS, backward, draw_case, forward
 
 # The CUDA kernels' own borders. Runs: chunks of 4096 elements (2048 in float64), pieces of up to 8192 for a block and
 # 1024 for a warp, runs that are shorter than a pack of 16 bytes is wide, or start anywhere in one. Lanes: tiles of 128
@@ -44,16 +44,16 @@ def put_all(device, *arrays, offset=0):
 @pytest.mark.parametrize(("op", "dtype", "shape", "axis"), ALL_CASES)
 def test_outputs_masks_and_gradients_to_x_have_the_bits_of_the_cpu_kernels(device, core, op, dtype, shape, axis):
     grad_y, x, parameters = draw_case(op, dtype, shape, axis)
-    expected_y, expected_mask = getattr(core, op)(x, *parameters, axis=axis, save_mask=True, **OPS[op])
-    expected_grad_x = getattr(core, f"{op}_grad")(grad_y, x, *parameters, axis=axis, **OPS[op])[0]
+    expected_y, expected_mask = forward(core, op, x, parameters, axis=axis, save_mask=True)
+    expected_grad_x = backward(core, op, grad_y, x, parameters, axis=axis)[0]
 
     on_grad_y, on_x, *on_parameters = put_all(device, grad_y, x, *parameters)
-    y, mask = device.forward(op, on_x, on_parameters, axis=axis, save_mask=True, **OPS[op])
+    y, mask = device.forward(op, on_x, on_parameters, axis=axis, save_mask=True)
     assert_same_bits(device.get(y), expected_y)
     np.testing.assert_array_equal(device.get(mask), expected_mask)
-    y_alone, _ = device.forward(op, on_x, on_parameters, axis=axis, **OPS[op])
+    y_alone, _ = device.forward(op, on_x, on_parameters, axis=axis)
     assert_same_bits(device.get(y_alone), expected_y)
-    grad_x, *sums = device.backward(op, on_grad_y, on_x, on_parameters, axis=axis, **OPS[op])
+    grad_x, *sums = device.backward(op, on_grad_y, on_x, on_parameters, axis=axis)
     assert_same_bits(device.get(grad_x), expected_grad_x)
     grad_x_by_mask = device.straight_through_grad(on_grad_y, mask)
     assert_same_bits(device.get(grad_x_by_mask), expected_grad_x)
@@ -72,7 +72,7 @@ def exact_sums(core, op, grad_y, x, parameters, axis):
         others = None if axis is None else tuple(i for i in range(x.ndim) if i != axis % x.ndim)
         magnitude = np.sum(np.abs(grad_y.astype(np.float64)), axis=others)
         return [(value.astype(np.float64), magnitude, False) for value in sums]
-    _, _, *sums = getattr(lsq_oracle, op)(x, *parameters, grad_y, axis=axis, **OPS[op])
+    _, _, *sums = getattr(lsq_oracle, OPS[op].function)(x, *parameters, grad_y, axis=axis, **OPS[op].attributes)
     return [(value.value, value.magnitude, True) for value in sums]
 
 
@@ -80,7 +80,7 @@ def exact_sums(core, op, grad_y, x, parameters, axis):
 def test_gradients_to_parameters_are_exact_sums_rounded_once(device, core, op, dtype, shape, axis):
     grad_y, x, parameters = draw_case(op, dtype, shape, axis)
     on_grad_y, on_x, *on_parameters = put_all(device, grad_y, x, *parameters)
-    _, *sums = device.backward(op, on_grad_y, on_x, on_parameters, axis=axis, **OPS[op])
+    _, *sums = device.backward(op, on_grad_y, on_x, on_parameters, axis=axis)
     for actual, exact in zip(sums, exact_sums(core, op, grad_y, x, parameters, axis), strict=True):
         value, magnitude, of_products = exact
         assert_sums_close(device.get(actual), value, magnitude, of_products=of_products)
@@ -92,17 +92,17 @@ def test_unaligned_views_give_the_same_bits_and_nothing_is_written_outside(
     device, core, op, dtype, shape, axis, offsets
 ):
     grad_y, x, parameters = draw_case(op, dtype, shape, axis)
-    expected_y, expected_mask = getattr(core, op)(x, *parameters, axis=axis, save_mask=True, **OPS[op])
-    expected_grad_x = getattr(core, f"{op}_grad")(grad_y, x, *parameters, axis=axis, **OPS[op])[0]
+    expected_y, expected_mask = forward(core, op, x, parameters, axis=axis, save_mask=True)
+    expected_grad_x = backward(core, op, grad_y, x, parameters, axis=axis)[0]
     on_parameters = put_all(device, *parameters)
     on_grad_y, on_x = device.put(grad_y, offsets[0]), device.put(x, offsets[1])
 
     def output():
         return device.empty(shape, dtype, offsets[2])
 
-    y, mask = device.forward(op, on_x, on_parameters, axis=axis, save_mask=True, out=output(), **OPS[op])
-    y_alone, _ = device.forward(op, on_x, on_parameters, axis=axis, out=output(), **OPS[op])
-    grad_x, *sums = device.backward(op, on_grad_y, on_x, on_parameters, axis=axis, out=output(), **OPS[op])
+    y, mask = device.forward(op, on_x, on_parameters, axis=axis, save_mask=True, out=output())
+    y_alone, _ = device.forward(op, on_x, on_parameters, axis=axis, out=output())
+    grad_x, *sums = device.backward(op, on_grad_y, on_x, on_parameters, axis=axis, out=output())
     for actual, exact in zip(sums, exact_sums(core, op, grad_y, x, parameters, axis), strict=True):
         assert_sums_close(device.get(actual), exact[0], exact[1], of_products=exact[2])
     by_mask = device.straight_through_grad(on_grad_y, mask, out=output())
@@ -121,15 +121,15 @@ def test_unaligned_views_give_the_same_bits_and_nothing_is_written_outside(
 def test_output_may_be_an_input(device, op, dtype, shape, axis):
     grad_y, x, parameters = draw_case(op, dtype, shape, axis)
     on_grad_y, on_x, *on_parameters = put_all(device, grad_y, x, *parameters)
-    expected = device.backward(op, on_grad_y, on_x, on_parameters, axis=axis, **OPS[op])
-    y, mask = device.forward(op, on_x, on_parameters, axis=axis, save_mask=True, **OPS[op])
+    expected = device.backward(op, on_grad_y, on_x, on_parameters, axis=axis)
+    y, mask = device.forward(op, on_x, on_parameters, axis=axis, save_mask=True)
     by_mask = device.put(grad_y)
     device.straight_through_grad(by_mask, mask, out=by_mask)
     assert_same_bits(device.get(by_mask), device.get(expected[0]))
-    actual = device.backward(op, on_grad_y, on_x, on_parameters, axis=axis, out=on_grad_y, **OPS[op])
+    actual = device.backward(op, on_grad_y, on_x, on_parameters, axis=axis, out=on_grad_y)
     for got, wanted in zip(actual, expected, strict=True):
         assert_same_bits(device.get(got), device.get(wanted))
-    device.forward(op, on_x, on_parameters, axis=axis, out=on_x, **OPS[op])
+    device.forward(op, on_x, on_parameters, axis=axis, out=on_x)
     assert_same_bits(device.get(on_x), device.get(y))
 
 
@@ -142,15 +142,15 @@ BAD["lsq_symmetric"] = [(np.nan,), (-1,), (0,), (np.inf,)]
 @pytest.mark.parametrize("op", OPS)
 def test_a_channel_that_cannot_be_quantized_with_is_nan_and_passes_no_gradient(device, core, op, shape, axis, dtype):
     grad_y, x, parameters = draw_case(op, dtype, shape, axis)
-    for bad in BAD[op]:
+    for bad in BAD[OPS[op].function]:
         broken = [np.array(parameter) for parameter in parameters]
         for parameter, value in zip(broken, bad, strict=True):
             parameter[... if axis is None else 2] = value
         on_grad_y, on_x, *on_parameters = put_all(device, grad_y, x, *broken)
-        y, mask = device.forward(op, on_x, on_parameters, axis=axis, save_mask=True, **OPS[op])
-        grad_x, *sums = device.backward(op, on_grad_y, on_x, on_parameters, axis=axis, **OPS[op])
-        expected_y = getattr(core, op)(x, *parameters, axis=axis, **OPS[op])
-        expected_grad_x = getattr(core, f"{op}_grad")(grad_y, x, *parameters, axis=axis, **OPS[op])[0]
+        y, mask = device.forward(op, on_x, on_parameters, axis=axis, save_mask=True)
+        grad_x, *sums = device.backward(op, on_grad_y, on_x, on_parameters, axis=axis)
+        expected_y = forward(core, op, x, parameters, axis=axis)
+        expected_grad_x = backward(core, op, grad_y, x, parameters, axis=axis)[0]
         here = ... if axis is None else (slice(None), 2)
         expected_y[here], expected_grad_x[here] = np.nan, 0
         assert_same_bits(device.get(y), expected_y)
@@ -164,9 +164,9 @@ def test_a_channel_that_cannot_be_quantized_with_is_nan_and_passes_no_gradient(d
 def test_every_run_gives_the_same_bits(device, op, dtype, shape, axis):
     grad_y, x, parameters = draw_case(op, dtype, shape, axis)
     on_grad_y, on_x, *on_parameters = put_all(device, grad_y, x, *parameters)
-    expected = device.backward(op, on_grad_y, on_x, on_parameters, axis=axis, **OPS[op])
+    expected = device.backward(op, on_grad_y, on_x, on_parameters, axis=axis)
     for _ in range(100 if device.name == "gpu" else 2):
-        actual = device.backward(op, on_grad_y, on_x, on_parameters, axis=axis, **OPS[op])
+        actual = device.backward(op, on_grad_y, on_x, on_parameters, axis=axis)
         for got, wanted in zip(actual, expected, strict=True):
             assert_same_bits(device.get(got), device.get(wanted))
 
@@ -178,8 +178,8 @@ def test_the_order_in_which_threads_run_does_not_matter(emulated, op, dtype, sha
     on_grad_y, on_x, *on_parameters = put_all(emulated, grad_y, x, *parameters)
 
     def run():
-        arrays = emulated.forward(op, on_x, on_parameters, axis=axis, save_mask=True, **OPS[op])
-        arrays += tuple(emulated.backward(op, on_grad_y, on_x, on_parameters, axis=axis, **OPS[op]))
+        arrays = emulated.forward(op, on_x, on_parameters, axis=axis, save_mask=True)
+        arrays += tuple(emulated.backward(op, on_grad_y, on_x, on_parameters, axis=axis))
         return [emulated.get(array) for array in arrays]
 
     expected = run()
@@ -235,7 +235,7 @@ def test_more_than_2_to_the_31_elements_are_indexed_right(emulated, core, shape,
     device.forward("lsq_symmetric", x, [parameter], axis=axis, out=y)
     elements = np.arange(size - 100, size)
     of_each = threshold[elements // inner % channels]
-    expected = core.lsq_symmetric(x.memory.view(dtype)[last].copy(), of_each, axis=0)
+    expected = forward(core, "lsq_symmetric", x.memory.view(dtype)[last].copy(), [of_each], axis=0)
     assert_same_bits(y.memory.view(dtype)[last], expected)
     device.functions.lsq_symmetric(x, parameter, out=y, mask=mask, axis=axis)
     passes = np.unpackbits(mask.memory[-16:], bitorder="little")[: 128 - (-size % 8)][-100:]

@@ -1,5 +1,6 @@
 // A CPU in the place of a GPU: what the kernels use of CUDA, so that a C++ compiler takes the .cu files as they are and
-// tests run the very code that a GPU will run. Device memory is host memory.
+// tests run the very code that a GPU will run. Device memory is host memory, that of device 0 unless it is said to be
+// of another one (SetDeviceOf).
 //
 // Each thread of a block is a fiber, which runs until it waits: at __syncthreads() for its block, in a shuffle for its
 // warp. Threads that wait for others that never come are an error. The order of threads can be varied: what depends on
@@ -64,6 +65,7 @@ struct Settings {
   Order order = Order::kForward;
   int64_t blocks_run = 0;
   int64_t launch_count = 0;
+  int launch_device = -1;
   std::mutex mutex;
 };
 inline Settings settings;
@@ -72,6 +74,30 @@ inline void SetThreadOrder(Order order) { settings.order = order; }
 // Has only `count` blocks of each grid run, half of them the first, half the last. 0: all.
 inline void SetBlocksRun(int64_t count) { settings.blocks_run = count; }
 inline int64_t LaunchCount() { return settings.launch_count; }
+// The device of the last launch.
+inline int LaunchDevice() { return settings.launch_device; }
+
+constexpr int kDevices = 3;
+constexpr int kHost = -1;
+inline thread_local int current_device = 0;
+
+struct Memory {
+  uintptr_t begin, end;
+  int device;
+};
+inline std::vector<Memory> memory_elsewhere;
+
+// Says that memory is a device's, or the host's.
+inline void SetDeviceOf(uintptr_t begin, size_t bytes, int device) {
+  memory_elsewhere.push_back({begin, begin + bytes, device});
+}
+inline void ForgetDevices() { memory_elsewhere.clear(); }
+inline int DeviceOf(uintptr_t pointer) {
+  for (const Memory& memory : memory_elsewhere) {
+    if (memory.begin <= pointer && pointer < memory.end) return memory.device;
+  }
+  return 0;
+}
 
 [[noreturn]] inline void Die(const char* message) {
   std::cerr << "cuda_emulation: " << message << " (block " << blockIdx.x << ")" << std::endl;
@@ -237,10 +263,33 @@ T __shfl_xor_sync(unsigned members, T value, int lane_mask) {
   return cuda_emulation::Block::current_block->ExchangeInWarp(value, lane_mask);
 }
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidConfiguration = 9 };
+enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidConfiguration = 9, cudaErrorInvalidDevice = 101 };
 
-inline cudaError_t cudaGetLastError() { return cudaErrorInvalidConfiguration; }
-inline const char* cudaGetErrorString(cudaError_t) { return "invalid configuration argument"; }
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline const char* cudaGetErrorString(cudaError_t error) {
+  return error == cudaErrorInvalidDevice ? "invalid device ordinal" : "invalid configuration argument";
+}
+
+inline cudaError_t cudaGetDevice(int* device) {
+  *device = cuda_emulation::current_device;
+  return cudaSuccess;
+}
+inline cudaError_t cudaSetDevice(int device) {
+  if (device < 0 || device >= cuda_emulation::kDevices) return cudaErrorInvalidDevice;
+  cuda_emulation::current_device = device;
+  return cudaSuccess;
+}
+
+enum cudaMemoryType { cudaMemoryTypeUnregistered = 0, cudaMemoryTypeDevice = 2 };
+struct cudaPointerAttributes {
+  cudaMemoryType type;
+  int device;
+};
+inline cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* pointer) {
+  const int device = cuda_emulation::DeviceOf(reinterpret_cast<uintptr_t>(pointer));
+  *attributes = {device == cuda_emulation::kHost ? cudaMemoryTypeUnregistered : cudaMemoryTypeDevice, device};
+  return cudaSuccess;
+}
 
 struct cudaLaunchConfig_t {
   dim3 gridDim{}, blockDim{};
@@ -257,6 +306,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
     return cudaErrorInvalidConfiguration;
   }
   ++settings.launch_count;
+  settings.launch_device = cuda_emulation::current_device;
   const std::tuple<Params...> params(args...);
   const std::function<void()> run = [&] { std::apply(kernel, params); };
   const qatfast::ScopedFlushDenormals flush;

@@ -23,4 +23,9 @@ PYBIND11_MODULE(_emulated_cuda, m) {
   m.def("set_thread_order", &SetThreadOrder);
   m.def("set_blocks_run", &cuda_emulation::SetBlocksRun);
   m.def("launch_count", &cuda_emulation::LaunchCount);
+  m.def("launch_device", &cuda_emulation::LaunchDevice);
+  m.def("set_device_of", &cuda_emulation::SetDeviceOf);
+  m.def("forget_devices", &cuda_emulation::ForgetDevices);
+  m.def("current_device", [] { return cuda_emulation::current_device; });
+  m.def("set_current_device", [](int device) { cudaSetDevice(device); });
 }
