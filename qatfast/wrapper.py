@@ -4,7 +4,9 @@ import inspect
 
 import tensorflow as tf
 from mct_quantizers import KerasActivationQuantizationHolder, KerasQuantizationWrapper
+from mct_quantizers.common.base_inferable_quantizer import BaseInferableQuantizer
 
+from qatfast._keras import register_for_saving
 from qatfast.quantizers.base import quantizer_classes
 
 __all__ = [
@@ -27,9 +29,18 @@ class KerasTrainableQuantizationWrapper(KerasQuantizationWrapper):
         layer: The Keras layer.
         weights_quantizers: Maps names of the layer's weights ('kernel', 'depthwise_kernel') to quantizers.
         **kwargs: As for mct-quantizers' `KerasQuantizationWrapper`. The dtype policy is the layer's unless given.
+
+    Raises:
+        TypeError: A quantizer is none, as where Keras did not find the class that a config names.
     """
 
     def __init__(self, layer: tf.keras.layers.Layer, weights_quantizers: dict, **kwargs):
+        for name, quantizer in weights_quantizers.items():
+            if not isinstance(quantizer, BaseInferableQuantizer):
+                raise TypeError(
+                    f"KerasTrainableQuantizationWrapper: weights_quantizers must map names to quantizers, got "
+                    f"{quantizer!r} for {name!r} (import the module that defines the class first)"
+                )
         # The wrapper's policy rules in the layer's place: Keras casts inputs and weights around the outer call only.
         kwargs.setdefault("dtype", layer.dtype_policy)
         super().__init__(layer, weights_quantizers, **kwargs)
@@ -58,6 +69,12 @@ class KerasTrainableQuantizationWrapper(KerasQuantizationWrapper):
         converted = inferable_wrapper(self, self.name)
         round_as_trained(self, converted)
         return converted
+
+
+register_for_saving(KerasTrainableQuantizationWrapper, "qatfast")  # MCT has a class of the same bare name
+for _layer in (KerasActivationQuantizationHolder, KerasQuantizationWrapper):
+    # Under their bare names, which mct-quantizers itself looks them up by: files must not tell that qatfast was here.
+    tf.keras.utils.get_custom_objects().setdefault(_layer.__name__, _layer)
 
 
 def quantizer_custom_objects() -> dict[str, type]:
