@@ -13,7 +13,7 @@ from qatfast._keras import keras_module
 from qatfast.replacement import replacing
 from qatfast.stored_code import StoredCodeError, find_code
 from qatfast.stored_config import read_configs, stored_quantizers
-from qatfast.wrapper import KerasTrainableQuantizationWrapper, quantizer_custom_objects
+from qatfast.wrapper import quantizer_custom_objects
 
 __all__ = ["load_model", "save_model"]
 
@@ -58,11 +58,7 @@ def load_model(
             f"load_model: path must be a model without code of its own, got {path!r} with {', '.join(code)}. Nothing "
             "of it was run; safe_mode=False runs it: only if you trust whoever made the file"
         )
-    objects = {
-        **quantizer_custom_objects(),
-        KerasTrainableQuantizationWrapper.__name__: KerasTrainableQuantizationWrapper,
-        **(custom_objects or {}),
-    }
+    objects = {**quantizer_custom_objects(), **(custom_objects or {})}
     objects.update(_registered_quantizers(path, configs, objects))
     # The scope is what reaches Keras in all formats; its own argument, which is for .keras files only, yields to it.
     with _naming(path), keras_module("saving.serialization_lib").SafeModeScope(safe_mode):

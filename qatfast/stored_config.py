@@ -37,8 +37,9 @@ def read_configs(path: str) -> list:
     """
     if tf.io.gfile.isdir(path):
         return _read_saved_model(path)
-    with tf.io.gfile.GFile(path, "rb") as file:
-        if not file.size():
+    # TensorFlow's files may be of another machine, but cannot be told to seek before their start, as zipfile does.
+    with open(path, "rb") if os.path.exists(path) else tf.io.gfile.GFile(path, "rb") as file:
+        if not file.read(1):
             raise ValueError("an empty file")
         if zipfile.is_zipfile(file):
             if not path.endswith(".keras"):

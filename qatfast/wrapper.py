@@ -78,8 +78,12 @@ for _layer in (KerasActivationQuantizationHolder, KerasQuantizationWrapper):
 
 
 def quantizer_custom_objects() -> dict[str, type]:
-    """Returns the trainable quantizers by class name, the newest of each name, as Keras' `custom_objects`."""
-    return {cls.__name__: cls for cls in quantizer_classes()}
+    """Returns the trainable quantizers and their wrapper by all their names, as Keras' `custom_objects`.
+
+    Of several classes of one name it is the newest.
+    """
+    classes = [*quantizer_classes(), KerasTrainableQuantizationWrapper]
+    return {name: cls for cls in classes for name in (cls.__name__, tf.keras.utils.get_registered_name(cls))}
 
 
 def is_trainable_quantizer(quantizer) -> bool:
