@@ -187,7 +187,7 @@ def test_overrides_reach_the_quantizers_and_survive_saving(tmp_path):
 
 @pytest.mark.parametrize("name", ["STE", "LSQ"])
 def test_weights_of_tensorflow_s_format_are_restored_whatever_the_layers_are_called(name, tmp_path):
-    stock, source, target = (init(conv_net(), method) for method in (STOCK[name], OURS[name], OURS[name]))
+    stock, source, target = (init(multi_output_net(), method) for method in (STOCK[name], OURS[name], OURS[name]))
     for model in (stock, source):
         for variable in model.weights:
             if variable.dtype == tf.float32:
@@ -198,7 +198,7 @@ def test_weights_of_tensorflow_s_format_are_restored_whatever_the_layers_are_cal
         target.load_weights(tmp_path / "weights").assert_existing_objects_matched()
         for now, then in zip(target.get_weights(), model.get_weights(), strict=True):
             np.testing.assert_array_equal(now, then)
-    accelerated = accelerate(init(conv_net(), STOCK[name]))
+    accelerated = accelerate(init(multi_output_net(), STOCK[name]))
     callback = tf.keras.callbacks.ModelCheckpoint(tmp_path / "epoch", save_weights_only=True)
     source.compile("adam", "mse")
     source.fit(*batches(source, 1), verbose=0, callbacks=[callback])

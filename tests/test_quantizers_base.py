@@ -320,8 +320,11 @@ ENUM = {"qatfast_type": "enum", "module": Rounding.__module__, "class": "Roundin
         (ARRAY | {"shape": 2}, "as many numbers as its shape has"),
         (ARRAY | {"value": ["1", "2"]}, "got shape .* and no list of numbers"),
         (ARRAY | {"value": "12"}, "got shape .* and no list of numbers"),
-        (ARRAY | {"dtype": "int8", "value": [1, 1000]}, "value of an array must fit int8, got"),
-        (ARRAY | {"dtype": "int8", "value": [1, float("nan")]}, "value of an array must fit int8, got"),
+        (ARRAY | {"dtype": "int8", "value": [1, 1000]}, "value of an array of int8 must be integers of that type, got"),
+        (
+            ARRAY | {"dtype": "int8", "value": [1, float("nan")]},
+            "value of an array of int8 must be integers of that type, got",
+        ),
         (
             {"qatfast_type": "array", "dtype": "int8"},
             r"array must have the keys \['dtype', 'shape', 'value'\], got \['dt",

@@ -44,6 +44,7 @@ from model_compression_toolkit.trainable_infrastructure.keras.activation_quantiz
     STESymmetricActivationTrainableQuantizer,
     STEUniformActivationTrainableQuantizer,
 )
+from model_compression_toolkit.trainable_infrastructure.keras.quantize_wrapper import KerasTrainableQuantizationWrapper
 from tensorflow.python.eager import record
 
 from qatfast import config as own_configs
@@ -435,6 +436,8 @@ QUANTIZERS = {
 
 for _cls in QUANTIZERS.values():
     register_for_saving(_cls, _cls.__module__)
+# As qatfast.wrapper does for the layers of mct-quantizers: what MCT's models are copied with.
+tf.keras.utils.get_custom_objects().setdefault("KerasTrainableQuantizationWrapper", KerasTrainableQuantizationWrapper)
 
 
 def without_candidates(config):

@@ -103,10 +103,11 @@ def _read_array(argument, dtype, shape, value):
         )
     if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise ValueError(f"{argument}: dtype of an array must be bool, or one of integers or floats, got {dtype!r}")
-    try:
-        array = np.array(value, dtype).reshape(shape)
-    except (OverflowError, ValueError) as error:
-        raise ValueError(f"{argument}: value of an array must fit {dtype}, got {error}") from None
+    if np.issubdtype(dtype, np.integer):  # where a number does not fit, NumPy may wrap it around
+        limits = np.iinfo(dtype)
+        if not all(isinstance(item, int) and limits.min <= item <= limits.max for item in value):
+            raise ValueError(f"{argument}: value of an array of {dtype} must be integers of that type, got {value[:8]}")
+    array = np.array(value, dtype).reshape(shape)
     return array if shape else array[()]
 
 
