@@ -5,6 +5,7 @@ import inspect
 import tensorflow as tf
 from mct_quantizers import KerasActivationQuantizationHolder, KerasQuantizationWrapper
 from mct_quantizers.common.base_inferable_quantizer import BaseInferableQuantizer
+from mct_quantizers.common.constants import ACTIVATION_HOLDER_QUANTIZER
 
 from qatfast._keras import register_for_saving
 from qatfast.quantizers.base import quantizer_classes
@@ -71,10 +72,24 @@ class KerasTrainableQuantizationWrapper(KerasQuantizationWrapper):
         return converted
 
 
+class _Holder:
+    """What Keras finds under the name of mct-quantizers' holder, to make one from its config."""
+
+    @staticmethod
+    def from_config(config):
+        if ACTIVATION_HOLDER_QUANTIZER in config:
+            return KerasActivationQuantizationHolder.from_config(config)
+        # MCT's exporter makes functions of holders, but leaves the name there that the holder was registered under.
+        return tf.keras.layers.deserialize({"class_name": "TFOpLambda", "config": config})
+
+
 register_for_saving(KerasTrainableQuantizationWrapper, "qatfast")  # MCT has a class of the same bare name
-for _layer in (KerasActivationQuantizationHolder, KerasQuantizationWrapper):
-    # Under their bare names, which mct-quantizers itself looks them up by: files must not tell that qatfast was here.
-    tf.keras.utils.get_custom_objects().setdefault(_layer.__name__, _layer)
+# Under their bare names, which mct-quantizers itself looks them up by: files must not tell that qatfast was here.
+for _name, _layer in (
+    (KerasActivationQuantizationHolder.__name__, _Holder),
+    (KerasQuantizationWrapper.__name__, KerasQuantizationWrapper),
+):
+    tf.keras.utils.get_custom_objects().setdefault(_name, _layer)
 
 
 def quantizer_custom_objects() -> dict[str, type]:
