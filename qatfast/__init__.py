@@ -14,7 +14,8 @@ from qatfast.config import (  # noqa: E402
     TrainableQuantizerWeightsConfig,
     TrainingMethod,
 )
-from qatfast.model import finalize_model, load_model, quantize_model  # noqa: E402
+from qatfast.files import load_model, save_model  # noqa: E402
+from qatfast.model import finalize_model, quantize_model  # noqa: E402
 from qatfast.quantizers import BaseKerasQATTrainableQuantizer  # noqa: E402
 from qatfast.wrapper import KerasTrainableQuantizationWrapper  # noqa: E402
 
@@ -34,4 +35,5 @@ __all__ = [
     "quantize_model",
     "quantizers",
     "reference",
+    "save_model",
 ]

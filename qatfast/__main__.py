@@ -23,6 +23,7 @@ _MODEL_DEFAULTS = {
     "per_tensor": False,
     "training": ["STE", "LSQ"],
     "xla": False,
+    "no_safe_mode": False,
 }
 _OP_DEFAULTS = {
     "op": ["fake_quant"],
@@ -81,6 +82,13 @@ def _add_bench_options(parser):
     methods = [method.name for method in TrainingMethod]
     model("--training", action="append", choices=methods, help="training method [STE and LSQ]")
     model("--xla", action="store_true", default=None, help="steps that XLA compiles, too: compiling takes a while")
+
+    model(
+        "--no-safe-mode",
+        action="store_true",
+        default=None,
+        help="run Python code that the file holds, as Keras does with safe_mode=False: if you trust whoever made it",
+    )
 
     op = parser.add_argument_group("with --shape").add_argument
     op("--op", action="append", choices=OPS, help="which op [fake_quant]")

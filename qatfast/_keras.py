@@ -1,5 +1,6 @@
-"""Makes `tf.keras` mean Keras 2, which Keras quantizers and mct-quantizers are written for."""
+"""Makes `tf.keras` mean Keras 2, which Keras quantizers and mct-quantizers are written for; what that asks of us."""
 
+import importlib
 import importlib.util
 import os
 
@@ -32,3 +33,18 @@ def use_legacy_keras() -> None:
             f"qatfast: tf.keras must be Keras 2 (the package tf_keras), got the package {package} with "
             f"{_SWITCH}={value}. Import qatfast before the first use of tf.keras, or set {_SWITCH}=1."
         )
+
+
+def keras_module(name: str):
+    """Returns a module of Keras 2 that has no public name, as 'saving.serialization_lib'."""
+    package = tf.keras.layers.Layer.__module__.split(".")[0]
+    return importlib.import_module(f"{package}.src.{name}")
+
+
+def register_for_saving(cls: type, package: str) -> None:
+    """Lets Keras find a class when it makes a model from its config, as `clone_model` and `copy.deepcopy` do.
+
+    Under '<package>><qualified name>', where no other class of the same bare name is in the way. A class that is
+    defined again takes the place of the older one.
+    """
+    tf.keras.utils.register_keras_serializable(package, cls.__qualname__)(cls)

@@ -1,16 +1,10 @@
 """From a float Keras model to one that trains quantized, and from that to one to deploy."""
 
-import os
 import warnings
 
 import numpy as np
 import tensorflow as tf
-from mct_quantizers import (
-    KerasActivationQuantizationHolder,
-    KerasQuantizationWrapper,
-    QuantizationTarget,
-    keras_load_quantized_model,
-)
+from mct_quantizers import KerasActivationQuantizationHolder, KerasQuantizationWrapper, QuantizationTarget
 from tqdm import tqdm
 
 from qatfast.calibration import activation_params, observe, representative_batches, weight_params
@@ -23,11 +17,10 @@ from qatfast.wrapper import (
     inferable_holder,
     inferable_wrapper,
     is_trainable_quantizer,
-    quantizer_custom_objects,
     round_as_trained,
 )
 
-__all__ = ["finalize_model", "load_model", "quantize_model"]
+__all__ = ["finalize_model", "quantize_model"]
 
 # The kernel's attribute and channel axis. Conv2DTranspose is a Conv2D, so the order matters.
 _KERNELS = (
@@ -153,57 +146,6 @@ def finalize_model(qat_model: tf.keras.Model) -> tf.keras.Model:
         round_as_trained(trained, exported)
     finalized.trainable = False
     return finalized
-
-
-def load_model(path: str | os.PathLike, custom_objects: dict | None = None, compile: bool = True) -> tf.keras.Model:
-    """Loads a QAT model or a finalized model from an .h5 or .keras file or a SavedModel folder.
-
-    Quantizers of your own are found if their classes are defined: import their module first.
-
-    Of a mixed_float16 model Keras keeps all state in SavedModels only. A .keras file has no model's policy: unless the
-    global policy is what it was when the model was made, the optimizer comes back without its loss scaling, with a
-    warning. An .h5 file has no state of an optimizer that scales the loss.
-
-    Args:
-        path: The file or folder.
-        custom_objects: Further classes and functions by name, as for `tf.keras.models.load_model`.
-        compile: Whether to compile the model as it was when it was saved, with the optimizer's state.
-
-    Returns:
-        The model; its outputs equal those of the model that was saved.
-    """
-    objects = {
-        **quantizer_custom_objects(),
-        KerasTrainableQuantizationWrapper.__name__: KerasTrainableQuantizationWrapper,
-        **(custom_objects or {}),
-    }
-    path = os.fspath(path)
-    model = keras_load_quantized_model(path, custom_objects=objects, compile=compile)
-    if compile and model.optimizer is not None:
-        if os.path.isdir(path):
-            _restore_optimizer(model, path)
-        _warn_of_unscaled_loss(model)
-    return model
-
-
-def _restore_optimizer(model, path):
-    """Restores the optimizer's state from a SavedModel: Keras creates the optimizer's variables too late to do so."""
-    if hasattr(model.optimizer, "build"):
-        model.optimizer.build(model.trainable_variables)
-    model.load_weights(os.path.join(path, "variables", "variables")).expect_partial()
-
-
-def _warn_of_unscaled_loss(model):
-    half = [
-        layer.name for layer in model.layers if layer.dtype_policy.name == "mixed_float16" and layer.trainable_weights
-    ]
-    if half and not isinstance(model.optimizer, tf.keras.mixed_precision.LossScaleOptimizer):
-        warnings.warn(
-            f"load_model: the optimizer of {model.name!r} does not scale the loss, although layers {half} compute in "
-            "float16. If it did when it was saved, load it under tf.keras.mixed_precision.set_global_policy"
-            "('mixed_float16').",
-            stacklevel=3,
-        )
 
 
 def _find_kernel(layer, config):

@@ -4,7 +4,10 @@ import inspect
 
 import tensorflow as tf
 from mct_quantizers import KerasActivationQuantizationHolder, KerasQuantizationWrapper
+from mct_quantizers.common.base_inferable_quantizer import BaseInferableQuantizer
+from mct_quantizers.common.constants import ACTIVATION_HOLDER_QUANTIZER
 
+from qatfast._keras import register_for_saving
 from qatfast.quantizers.base import quantizer_classes
 
 __all__ = [
@@ -27,9 +30,18 @@ class KerasTrainableQuantizationWrapper(KerasQuantizationWrapper):
         layer: The Keras layer.
         weights_quantizers: Maps names of the layer's weights ('kernel', 'depthwise_kernel') to quantizers.
         **kwargs: As for mct-quantizers' `KerasQuantizationWrapper`. The dtype policy is the layer's unless given.
+
+    Raises:
+        TypeError: A quantizer is none, as where Keras did not find the class that a config names.
     """
 
     def __init__(self, layer: tf.keras.layers.Layer, weights_quantizers: dict, **kwargs):
+        for name, quantizer in weights_quantizers.items():
+            if not isinstance(quantizer, BaseInferableQuantizer):
+                raise TypeError(
+                    f"KerasTrainableQuantizationWrapper: weights_quantizers must map names to quantizers, got "
+                    f"{quantizer!r} for {name!r} (import the module that defines the class first)"
+                )
         # The wrapper's policy rules in the layer's place: Keras casts inputs and weights around the outer call only.
         kwargs.setdefault("dtype", layer.dtype_policy)
         super().__init__(layer, weights_quantizers, **kwargs)
@@ -60,9 +72,33 @@ class KerasTrainableQuantizationWrapper(KerasQuantizationWrapper):
         return converted
 
 
+class _Holder:
+    """What Keras finds under the name of mct-quantizers' holder, to make one from its config."""
+
+    @staticmethod
+    def from_config(config):
+        if ACTIVATION_HOLDER_QUANTIZER in config:
+            return KerasActivationQuantizationHolder.from_config(config)
+        # MCT's exporter makes functions of holders, but leaves the name there that the holder was registered under.
+        return tf.keras.layers.deserialize({"class_name": "TFOpLambda", "config": config})
+
+
+register_for_saving(KerasTrainableQuantizationWrapper, "qatfast")  # MCT has a class of the same bare name
+# Under their bare names, which mct-quantizers itself looks them up by: files must not tell that qatfast was here.
+for _name, _layer in (
+    (KerasActivationQuantizationHolder.__name__, _Holder),
+    (KerasQuantizationWrapper.__name__, KerasQuantizationWrapper),
+):
+    tf.keras.utils.get_custom_objects().setdefault(_name, _layer)
+
+
 def quantizer_custom_objects() -> dict[str, type]:
-    """Returns the trainable quantizers by class name, the newest of each name, as Keras' `custom_objects`."""
-    return {cls.__name__: cls for cls in quantizer_classes()}
+    """Returns the trainable quantizers and their wrapper by all their names, as Keras' `custom_objects`.
+
+    Of several classes of one name it is the newest.
+    """
+    classes = [*quantizer_classes(), KerasTrainableQuantizationWrapper]
+    return {name: cls for cls in classes for name in (cls.__name__, tf.keras.utils.get_registered_name(cls))}
 
 
 def is_trainable_quantizer(quantizer) -> bool:

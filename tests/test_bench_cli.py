@@ -156,6 +156,16 @@ def test_a_file_that_is_no_model_is_refused(capsys, tmp_path):
     assert "--model must be a model that tf.keras (Keras 2) loads" in refusal(capsys, "bench", "--model", str(path))
 
 
+def test_code_in_a_file_is_run_only_where_that_is_asked_for(capsys, saved):
+    stack = [tf.keras.layers.Dense(4), tf.keras.layers.Lambda(lambda x: 2 * x), tf.keras.layers.Dense(2)]
+    path = saved(tf.keras.Sequential([tf.keras.Input((6,)), *stack], name="doubling"))
+    message = refusal(capsys, "bench", "--model", path)
+    assert "with a Python lambda in layer 'lambda" in message and "(here: --no-safe-mode)" in message
+    assert "--no-safe-mode goes with --model only" in refusal(capsys, "bench", "--shape", "3", "--no-safe-mode")
+    main(["bench", "--model", path, "--no-safe-mode", "--rounds", "1", "--training", "STE"])
+    assert "STE: a quantized training step takes" in capsys.readouterr().out
+
+
 def test_a_quantized_model_is_refused(capsys, saved):
     path = saved(qatfast.quantize_model(conv_net(), images()))
     assert "model must be a float model" in refusal(capsys, "bench", "--model", path)

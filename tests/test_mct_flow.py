@@ -1,5 +1,6 @@
 """MCT's whole flow with qatfast's training methods: init, training, files, finalize, exporters."""
 
+import copy
 import re
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from model_compression_toolkit.target_platform_capabilities.tpc_models.imx500_tp
 )
 from models import SAVE_FORMATS, conv_net  # noqa: E402
 
+from qatfast.mct import accelerate  # noqa: E402
 from qatfast.mct.quantizers import QUANTIZERS  # noqa: E402
 
 STEPS = 50
@@ -181,6 +183,38 @@ def test_overrides_reach_the_quantizers_and_survive_saving(tmp_path):
     loaded = mct.keras_load_quantized_model(str(tmp_path / "model.keras"))
     assert all(quantizer.freeze_quant_params and quantizer.guard_range for quantizer in quantizers(loaded))
     assert not [variable.name for variable in loaded.trainable_variables if "threshold" in variable.name]
+
+
+@pytest.mark.parametrize("name", ["STE", "LSQ"])
+def test_weights_of_tensorflow_s_format_are_restored_whatever_the_layers_are_called(name, tmp_path):
+    stock, source, target = (init(multi_output_net(), method) for method in (STOCK[name], OURS[name], OURS[name]))
+    for model in (stock, source):
+        for variable in model.weights:
+            if variable.dtype == tf.float32:
+                variable.assign(variable * 1.5)
+        # MCT has Keras name the holders: they differ from model to model.
+        assert {layer.name for layer in model.layers} != {layer.name for layer in target.layers}
+        model.save_weights(tmp_path / "weights")
+        target.load_weights(tmp_path / "weights").assert_existing_objects_matched()
+        for now, then in zip(target.get_weights(), model.get_weights(), strict=True):
+            np.testing.assert_array_equal(now, then)
+    accelerated = accelerate(init(multi_output_net(), STOCK[name]))
+    callback = tf.keras.callbacks.ModelCheckpoint(tmp_path / "epoch", save_weights_only=True)
+    source.compile("adam", "mse")
+    source.fit(*batches(source, 1), verbose=0, callbacks=[callback])
+    accelerated.load_weights(tmp_path / "epoch").assert_existing_objects_matched()
+    for got, wanted in zip(outputs_of(accelerated), outputs_of(source), strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
+@pytest.mark.parametrize("name", ["STE", "LSQ"])
+def test_models_are_cloned_and_copied(name):
+    model = init(conv_net(), OURS[name])
+    for twin in (copy.deepcopy(model), tf.keras.models.clone_model(model)):
+        assert [type(quantizer) for quantizer in quantizers(twin)] == [type(item) for item in quantizers(model)]
+        twin.set_weights(model.get_weights())
+        for got, wanted in zip(outputs_of(twin), outputs_of(model), strict=True):
+            np.testing.assert_array_equal(got, wanted)
 
 
 @pytest.mark.parametrize("name", ["STE", "LSQ"])

@@ -297,3 +297,62 @@ def test_only_subclasses_of_the_given_base_are_searched():
         get_quantizer_class(QuantizationTarget.Weights, method, qatfast.TrainingMethod.STE, base=Scaled)
     found = get_quantizer_class(QuantizationTarget.Weights, method, MyMethod.ARGUMENTS, base=Scaled)
     assert found is PassesArgumentsOn
+
+
+ARRAY = {"qatfast_type": "array", "dtype": "float32", "shape": [2], "value": [1.0, 2.0]}
+ENUM = {"qatfast_type": "enum", "module": Rounding.__module__, "class": "Rounding", "name": "UP"}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            ARRAY | {"dtype": "S100000000"},
+            "dtype of an array must be bool, or one of integers or floats, got 'S1000",
+        ),
+        (ARRAY | {"dtype": "object"}, "dtype of an array must be bool, .*, got 'object'"),
+        (ARRAY | {"dtype": "complex64"}, "dtype of an array must be bool, .*, got 'complex64'"),
+        (ARRAY | {"dtype": "f4,f4"}, "dtype of an array must be bool, .*, got 'f4,f4'"),
+        (ARRAY | {"dtype": ["float32"]}, "dtype of an array must be bool"),
+        (ARRAY | {"shape": [3]}, r"as many numbers as its shape has, got shape \[3\] and 2 numbers"),
+        (ARRAY | {"shape": [10**15]}, "as many numbers as its shape has"),
+        (ARRAY | {"shape": [-2]}, "as many numbers as its shape has"),
+        (ARRAY | {"shape": 2}, "as many numbers as its shape has"),
+        (ARRAY | {"value": ["1", "2"]}, "got shape .* and no list of numbers"),
+        (ARRAY | {"value": "12"}, "got shape .* and no list of numbers"),
+        (ARRAY | {"dtype": "int8", "value": [1, 1000]}, "value of an array of int8 must be integers of that type, got"),
+        (
+            ARRAY | {"dtype": "int8", "value": [1, float("nan")]},
+            "value of an array of int8 must be integers of that type, got",
+        ),
+        (
+            {"qatfast_type": "array", "dtype": "int8"},
+            r"array must have the keys \['dtype', 'shape', 'value'\], got \['dt",
+        ),
+        ({"qatfast_type": "pickle", "value": "x"}, "qatfast_type must be among .*'array'.*, got 'pickle'"),
+        ({"qatfast_type": None}, "qatfast_type must be among .*, got None"),
+        ({"qatfast_type": ["array"]}, "qatfast_type must be among"),
+        (ENUM | {"module": "os"}, "the Enum os.Rounding is not defined: import it"),
+        (ENUM | {"name": "DOWN"}, r"a member of .*Rounding must be among \['UP'\], got 'DOWN'"),
+        (ENUM | {"name": "__class__"}, "a member of .*Rounding must be among"),
+        ({"qatfast_type": "config", "class": "Popen", "fields": {}}, "class of a config must be among .*, got 'Popen'"),
+        (
+            {"qatfast_type": "config", "class": "TrainableQuantizerCandidateConfig", "fields": {"x": 1}},
+            r"fields of a TrainableQuantizerCandidateConfig must be .*, got \['x'\]",
+        ),
+        ({"qatfast_type": "tuple", "value": "abc"}, "value of a tuple must be a list, got 'abc'"),
+        ({"qatfast_type": "dict", "items": [[1, 2, 3]]}, "items of a dict must be a list of pairs"),
+        ({"qatfast_type": "dict", "items": [[[1], 2]]}, "keys of a dict must be hashable"),
+    ],
+)
+def test_data_that_no_quantizer_wrote_is_an_error_that_names_the_argument(data, message):
+    with pytest.raises(ValueError, match=f"^Scaled: scale.*: .*{message}"):
+        from_json({"inner": [data]}, "Scaled: scale")
+    config = through_json(Scaled(weights_config())).get_config() | {"scale": data}
+    with pytest.raises(ValueError, match=f"^Scaled: scale: .*{message}"):
+        Scaled.from_config(config)
+
+
+def test_a_config_without_a_quantization_config_is_an_error():
+    with pytest.raises(ValueError, match="^Scaled: config must be a dict with the key 'quantization_config', got {}"):
+        Scaled.from_config({})

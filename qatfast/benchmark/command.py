@@ -25,12 +25,13 @@ from qatfast.benchmark.training import (
     variants,
 )
 from qatfast.config import TrainingMethod
-from qatfast.model import load_model
+from qatfast.files import load_model
+from qatfast.stored_code import StoredCodeError
 
 
 def bench_model(arguments: argparse.Namespace) -> str:
     """Returns the tables for a model: what is quantized, training steps, and what qatfast gains."""
-    model = _load(arguments.model)
+    model = _load(arguments.model, safe_mode=not arguments.no_safe_mode)
     tf.get_logger().setLevel("ERROR")  # it takes the steps of several models for one that is traced several times
     batch = random_batch(model, arguments.batch, arguments.input_shape)
     methods = [TrainingMethod[name] for name in dict.fromkeys(arguments.training)]
@@ -92,13 +93,15 @@ def machine() -> str:
     )
 
 
-def _load(path):
+def _load(path, safe_mode):
     if not path.exists():
         raise ValueError(f"--model must be a file or a folder, got {str(path)!r}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it is not going to be trained on, nor saved
-            return load_model(path, compile=False)
+            return load_model(path, compile=False, safe_mode=safe_mode)
+    except StoredCodeError as error:
+        raise ValueError(f"--model: {error} (here: --no-safe-mode)") from None
     except Exception as error:  # whatever Keras raises on files of another Keras, or of another kind
         raise ValueError(f"--model must be a model that tf.keras (Keras 2) loads, got {str(path)!r}: {error}") from None
 

@@ -44,15 +44,18 @@ from model_compression_toolkit.trainable_infrastructure.keras.activation_quantiz
     STESymmetricActivationTrainableQuantizer,
     STEUniformActivationTrainableQuantizer,
 )
+from model_compression_toolkit.trainable_infrastructure.keras.quantize_wrapper import KerasTrainableQuantizationWrapper
 from tensorflow.python.eager import record
 
 from qatfast import config as own_configs
 from qatfast import ops
+from qatfast._keras import register_for_saving
 from qatfast.config import GradientScale, TrainingMethod
 from qatfast.quantizers import STEActivationQuantizer, STEWeightsQuantizer
 from qatfast.quantizers.gradient_scale import activation_gradient_scale, weight_gradient_scale
 from qatfast.quantizers.range_quantizer import MAX_VARIABLE, MIN_VARIABLE, THRESHOLD_VARIABLE
 from qatfast.quantizers.ranges import power_of_two_threshold
+from qatfast.quantizers.restoration import restore_under_any_layer_name
 from qatfast.quantizers.serialization import from_json, to_json
 from qatfast.wrapper import call_through_wrapper_only
 
@@ -87,7 +90,7 @@ class _QatfastQuantizer:
     @classmethod
     def from_config(cls, config):
         """Returns the quantizer that `get_config` described."""
-        arguments = {name: from_json(value) for name, value in config.items()}
+        arguments = {name: from_json(value, f"{cls.__name__}: {name}") for name, value in config.items()}
         config_class = next(iter(inspect.signature(cls).parameters.values())).annotation
         return cls(_config_from_json(config_class, arguments.pop("quantization_config")), **arguments)
 
@@ -151,6 +154,7 @@ class _Activation(_QatfastQuantizer):
         super()._start(tensor_shape, layer)
         self._layer = weakref.ref(layer)
         self._has_looked = False
+        restore_under_any_layer_name(layer, f"{layer.name}/out_")
 
     def __call__(self, inputs: tf.Tensor, training: bool):
         """Returns `inputs` quantized and dequantized."""
@@ -429,6 +433,11 @@ QUANTIZERS = {
         QatfastLSQUniformActivationTrainableQuantizer,
     )
 }
+
+for _cls in QUANTIZERS.values():
+    register_for_saving(_cls, _cls.__module__)
+# As qatfast.wrapper does for the layers of mct-quantizers: what MCT's models are copied with.
+tf.keras.utils.get_custom_objects().setdefault("KerasTrainableQuantizationWrapper", KerasTrainableQuantizationWrapper)
 
 
 def without_candidates(config):

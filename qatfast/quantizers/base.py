@@ -1,5 +1,6 @@
 """The interface to write a trainable quantizer on, and the look-up of quantizer classes."""
 
+import functools
 import inspect
 import itertools
 from abc import ABC, abstractmethod
@@ -9,7 +10,9 @@ from typing import Any
 from mct_quantizers import QuantizationMethod, QuantizationTarget
 from mct_quantizers.common.base_inferable_quantizer import BaseInferableQuantizer
 
+from qatfast._keras import register_for_saving
 from qatfast.config import TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
+from qatfast.quantizers.restoration import restore_under_any_layer_name
 from qatfast.quantizers.serialization import from_json, to_json
 
 __all__ = ["BaseKerasQATTrainableQuantizer", "VariableGroup", "get_quantizer_class", "quantizer_classes"]
@@ -53,9 +56,12 @@ class BaseKerasQATTrainableQuantizer(BaseInferableQuantizer, ABC):
     """
 
     def __init_subclass__(cls, **kwargs):
-        """Numbers the classes in the order of their definition."""
+        """Numbers the classes in the order of their definition, and lets Keras and checkpoints find what they made."""
         super().__init_subclass__(**kwargs)
         cls._definition_number = next(_definition_count)
+        register_for_saving(cls, cls.__module__)
+        if "initialize_quantization" in vars(cls):
+            cls.initialize_quantization = _with_restorable_variables(cls.initialize_quantization)
 
     def __init__(self, quantization_config, freeze_quant_params: bool = False):
         super().__init__()
@@ -149,14 +155,22 @@ class BaseKerasQATTrainableQuantizer(BaseInferableQuantizer, ABC):
 
         Keras may find the class by its bare name, which another class can share: the class that was saved, if it is
         defined under the same module and qualified name, goes before `cls`.
+
+        Raises:
+            ValueError: `config` is not what `get_config` makes.
         """
+        if not isinstance(config, dict) or _QUANTIZATION_CONFIG not in config:
+            raise ValueError(
+                f"{cls.__name__}: config must be a dict with the key {_QUANTIZATION_CONFIG!r}, got {config!r}"
+            )
         config = dict(config)
         saved_class = config.pop(_CLASS, _full_name(cls))
         if saved_class != _full_name(cls):
             named = [other for other in quantizer_classes() if _full_name(other) == saved_class]
             cls = named[-1] if named else cls
-        quantization_config = from_json(config.pop(_QUANTIZATION_CONFIG))
-        return cls(quantization_config, **{name: from_json(value) for name, value in config.items()})
+        quantization_config = from_json(config.pop(_QUANTIZATION_CONFIG), f"{cls.__name__}: {_QUANTIZATION_CONFIG}")
+        arguments = {name: from_json(value, f"{cls.__name__}: {name}") for name, value in config.items()}
+        return cls(quantization_config, **arguments)
 
     def _check_config(self):
         cls, config = type(self), self.quantization_config
@@ -219,6 +233,18 @@ def get_quantizer_class(
         raise ValueError(f"{len(matching)} quantizers are marked with {wanted}, need one: {', '.join(matching)}")
     marked = [cls for cls in quantizer_classes(base) if _is_marked(cls)]
     raise ValueError(f"no quantizer is marked with {wanted}; there are: {'; '.join(map(_describe_marks, marked))}")
+
+
+def _with_restorable_variables(initialize_quantization):
+    """`initialize_quantization`, whose variables are then found in checkpoints of layers of other names."""
+
+    @functools.wraps(initialize_quantization)
+    def initialize(self, tensor_shape, name, layer):
+        result = initialize_quantization(self, tensor_shape, name, layer)
+        restore_under_any_layer_name(layer, name)
+        return result
+
+    return initialize
 
 
 def _is_marked(cls):

@@ -1,0 +1,172 @@
+"""Models in files: loading that says what is wrong and runs no code of the file, saving that is never half done."""
+
+import contextlib
+import os
+import warnings
+
+import tensorflow as tf
+from mct_quantizers import keras_load_quantized_model
+from mct_quantizers.common.get_all_subclasses import get_all_subclasses
+from mct_quantizers.keras.quantizers import BaseKerasInferableQuantizer
+
+from qatfast._keras import keras_module
+from qatfast.replacement import replacing
+from qatfast.stored_code import StoredCodeError, find_code
+from qatfast.stored_config import read_configs, stored_quantizers
+from qatfast.wrapper import quantizer_custom_objects
+
+__all__ = ["load_model", "save_model"]
+
+_SAVED_MODEL = {"saved_model.pb", "keras_metadata.pb", "fingerprint.pb", "variables", "assets", "assets.extra", "debug"}
+
+
+def load_model(
+    path: str | os.PathLike, custom_objects: dict | None = None, compile: bool = True, safe_mode: bool = True
+) -> tf.keras.Model:  # fmt: skip
+    """Loads a QAT model or a finalized model from an .h5 or .keras file or a SavedModel folder.
+
+    Quantizers of your own are found if their classes are defined: import their module first.
+
+    Of a mixed_float16 model Keras keeps all state in SavedModels only. A .keras file has no model's policy: unless the
+    global policy is what it was when the model was made, the optimizer comes back without its loss scaling, with a
+    warning. An .h5 file has no state of an optimizer that scales the loss.
+
+    Args:
+        path: The file or folder.
+        custom_objects: Further classes and functions by name, as for `tf.keras.models.load_model`.
+        compile: Whether to compile the model as it was when it was saved, with the optimizer's state.
+        safe_mode: Whether to refuse a file that holds Python code (a Lambda layer's lambda, in any of the formats), or
+            names functions that are no operations on tensors, before anything of it runs. What it does not forbid: a
+            SavedModel holds TensorFlow graphs, which run as they are and can read and write files; and as Keras does,
+            a .keras file makes use of classes and functions in other installed modules that it names.
+
+    Returns:
+        The model; its outputs equal those of the model that was saved.
+
+    Raises:
+        FileNotFoundError: There is nothing at `path`.
+        ValueError: It is no model that Keras 2 saved, or a damaged one; it holds code and `safe_mode` is set; or a
+            class that it names is not defined: the message says which module to import.
+    """
+    path = _as_text("load_model", path)
+    if not tf.io.gfile.exists(path):
+        raise FileNotFoundError(f"load_model: path must be a file or a folder that exists, got {path!r}")
+    with _naming(path):
+        configs = read_configs(path)
+    if safe_mode and (code := find_code(configs)):
+        raise StoredCodeError(
+            f"load_model: path must be a model without code of its own, got {path!r} with {', '.join(code)}. Nothing "
+            "of it was run; safe_mode=False runs it: only if you trust whoever made the file"
+        )
+    objects = {**quantizer_custom_objects(), **(custom_objects or {})}
+    objects.update(_registered_quantizers(path, configs, objects))
+    # The scope is what reaches Keras in all formats; its own argument, which is for .keras files only, yields to it.
+    with _naming(path), keras_module("saving.serialization_lib").SafeModeScope(safe_mode):
+        model = keras_load_quantized_model(path, custom_objects=objects, compile=compile)
+        if compile and model.optimizer is not None and tf.io.gfile.isdir(path):
+            _restore_optimizer(model, path)
+    if compile and model.optimizer is not None:
+        _warn_of_unscaled_loss(model)
+    return model
+
+
+def save_model(model: tf.keras.Model, path: str | os.PathLike, overwrite: bool = True, **options) -> None:
+    """Saves a model such that there is a whole one at `path` at every moment, the earlier one or the new.
+
+    It is written to a hidden folder beside `path`, '.<name>.<...>.partial', synced to the disk, and then put in its
+    place by a rename. If the process is killed before that, the earlier model is untouched; the folder that is left
+    behind goes with the next save to the same path. An earlier SavedModel folder changes places with the new one in one
+    step where the system can do that (Linux, on most file systems). Where it cannot, a kill between two renames leaves
+    nothing at `path`, and both models whole in the '.partial' folder.
+
+    Args:
+        model: Any Keras model.
+        path: A local file that ends in .keras, .h5 or .hdf5; any other name makes a SavedModel folder, as in Keras.
+            Folders above it are made if need be.
+        overwrite: Whether to replace what is there.
+        **options: As for `tf.keras.Model.save`: `include_optimizer` for .h5 and SavedModel; `signatures`, `options` and
+            `save_traces` for SavedModel.
+
+    Raises:
+        TypeError: `model` is no Keras model.
+        ValueError: `path` is of another machine, as 'gs://...'.
+        FileExistsError: There is something at `path`, and `overwrite` is False; or a folder that holds other files than
+            a SavedModel's.
+        OSError: It cannot be written there. What Keras raises comes through, too. The earlier model is untouched.
+    """
+    if not isinstance(model, tf.keras.Model):
+        raise TypeError(f"save_model: model must be a tf.keras.Model (Keras 2), got {type(model).__name__}")
+    path = _as_text("save_model", path)
+    if "://" in path:
+        raise ValueError(f"save_model: path must be a local one, as what it does rests on renaming, got {path!r}")
+    if not overwrite and os.path.lexists(path):
+        raise FileExistsError(f"save_model: path must not exist with overwrite=False, got {path!r}")
+    if os.path.isdir(path) and (others := set(os.listdir(path)) - _SAVED_MODEL):
+        raise FileExistsError(
+            f"save_model: path must not be a folder that holds other files than a SavedModel's, got {path!r} with "
+            f"{', '.join(sorted(others)[:5])}"
+        )
+    with replacing(path) as partial:
+        model.save(partial, **options)
+
+
+def _as_text(function, path):
+    try:
+        return os.fsdecode(path)
+    except TypeError:
+        raise TypeError(f"{function}: path must be a string or a path, got {path!r}") from None
+
+
+@contextlib.contextmanager
+def _naming(path):
+    """Puts the path, and a sentence, before whatever Keras raises on files of another kind."""
+    try:
+        yield
+    except Exception as error:
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        cause = " ".join(str(error).split())
+        cause = cause if len(cause) <= 500 else f"{cause[:500]}..."
+        raise ValueError(f"load_model: path must be a model that Keras 2 saved, got {path!r}: {kind}{cause}") from error
+
+
+def _registered_quantizers(path, configs, objects):
+    """The classes of all quantizers in a file, by the names that Keras registered them under.
+
+    Keras itself takes a quantizer that it does not find for its name, or in a SavedModel for a layer without a class.
+    """
+    known = {cls.__name__: cls for cls in get_all_subclasses(BaseKerasInferableQuantizer)} | objects
+    found, missing = {}, []
+    for class_name, registered_name, full_name in stored_quantizers(configs):
+        classes = (tf.keras.utils.get_registered_object(name, known) for name in (registered_name, class_name))
+        cls = next(filter(None, classes), None)
+        if cls is None:
+            missing.append(full_name)
+        else:
+            found[registered_name] = cls
+    if missing:
+        modules = ", ".join(dict.fromkeys(name.rpartition(".")[0].split(".<locals>")[0] for name in missing))
+        raise ValueError(
+            f"load_model: the quantizers of a model must be defined before it is loaded, got {path!r} with "
+            f"{', '.join(missing)}: import {modules} first, or pass the class in custom_objects"
+        )
+    return found
+
+
+def _restore_optimizer(model, path):
+    """Restores the optimizer's state from a SavedModel: Keras creates the optimizer's variables too late to do so."""
+    if hasattr(model.optimizer, "build"):
+        model.optimizer.build(model.trainable_variables)
+    model.load_weights(os.path.join(path, "variables", "variables")).expect_partial()
+
+
+def _warn_of_unscaled_loss(model):
+    half = [
+        layer.name for layer in model.layers if layer.dtype_policy.name == "mixed_float16" and layer.trainable_weights
+    ]
+    if half and not isinstance(model.optimizer, tf.keras.mixed_precision.LossScaleOptimizer):
+        warnings.warn(
+            f"load_model: the optimizer of {model.name!r} does not scale the loss, although layers {half} compute in "
+            "float16. If it did when it was saved, load it under tf.keras.mixed_precision.set_global_policy"
+            "('mixed_float16').",
+            stacklevel=3,
+        )

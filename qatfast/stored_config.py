@@ -1,0 +1,131 @@
+"""The configs that a file of a Keras model holds, read without making anything of them.
+
+Keras has three formats: a .keras file is a zip archive with a config.json; an HDF5 file has the config in an attribute;
+a SavedModel folder has one config per layer in keras_metadata.pb.
+"""
+
+import json
+import os
+import zipfile
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import h5py
+import tensorflow as tf
+from mct_quantizers.common.constants import ACTIVATION_HOLDER_QUANTIZER, WEIGHTS_QUANTIZERS
+
+from qatfast._keras import keras_module
+
+__all__ = ["StoredQuantizer", "read_configs", "stored_objects", "stored_quantizers"]
+
+_OTHER_KERAS = "a model of Keras {version}: qatfast is for Keras 2 (tf.keras with the package tf-keras)"
+
+
+class StoredQuantizer(NamedTuple):
+    """A quantizer as a config names it: its class, the name that Keras registered it under, and the full name."""
+
+    class_name: str
+    registered_name: str
+    full_name: str
+
+
+def read_configs(path: str) -> list:
+    """Returns the configs in a file or folder: JSON data.
+
+    Raises:
+        ValueError: It is no model that Keras 2 saved. The message says what it is instead, and goes after the path.
+    """
+    if tf.io.gfile.isdir(path):
+        return _read_saved_model(path)
+    # TensorFlow's files may be of another machine, but cannot be told to seek before their start, as zipfile does.
+    with open(path, "rb") if os.path.exists(path) else tf.io.gfile.GFile(path, "rb") as file:
+        if not file.read(1):
+            raise ValueError("an empty file")
+        if zipfile.is_zipfile(file):
+            if not path.endswith(".keras"):
+                raise ValueError("a zip archive whose name does not end in .keras, as Keras asks")
+            return _read_archive(file)
+        return _read_hdf5(file)
+
+
+def stored_objects(configs: list) -> Iterator[tuple[dict, str]]:
+    """Yields every dict in JSON data, and the name of the layer that it belongs to."""
+    pending = [(configs, "")]
+    while pending:
+        value, layer = pending.pop()
+        if isinstance(value, list):
+            pending.extend((item, layer) for item in value)
+        elif isinstance(value, dict):
+            config = value.get("config")
+            layer = config["name"] if isinstance(config, dict) and isinstance(config.get("name"), str) else layer
+            yield value, layer
+            pending.extend((item, layer) for item in value.values())
+
+
+def stored_quantizers(configs: list) -> list[StoredQuantizer]:
+    """Returns the quantizers of all wrappers and holders in JSON data."""
+    found = {}
+    for value, _ in stored_objects(configs):
+        wrapped = value.get(WEIGHTS_QUANTIZERS)
+        held = [*(wrapped.values() if isinstance(wrapped, dict) else ()), value.get(ACTIVATION_HOLDER_QUANTIZER)]
+        for quantizer in filter(lambda item: isinstance(item, dict) and isinstance(item.get("class_name"), str), held):
+            name, config = quantizer["class_name"], quantizer.get("config")
+            full_name = config.get("class") if isinstance(config, dict) else None
+            full_name = str(full_name or f"{quantizer.get('module')}.{name}")
+            found[StoredQuantizer(name, str(quantizer.get("registered_name") or name), full_name)] = None
+    return list(found)
+
+
+def _read_archive(file):
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = archive.namelist()
+            if "config.json" not in names:
+                raise ValueError(f"a zip archive without config.json, with {names[:5]}")
+            if "metadata.json" in names:
+                _check_version(json.loads(archive.read("metadata.json")).get("keras_version"))
+            return [json.loads(archive.read("config.json"))]
+    except (zipfile.BadZipFile, AttributeError) as error:
+        raise ValueError(f"a damaged zip archive ({error})") from error
+
+
+def _read_hdf5(file):
+    try:
+        with h5py.File(file, "r") as group:
+            _check_version(group.attrs.get("keras_version"))
+            stored = [group.attrs[key] for key in ("model_config", "training_config") if key in group.attrs]
+            if "model_config" not in group.attrs:
+                raise ValueError("an HDF5 file without a model's config: of weights alone (save_weights), or of others")
+    except OSError as error:
+        raise ValueError(
+            f"neither a zip archive nor an HDF5 file: damaged, or of another kind ({_first_line(error)})"
+        ) from error
+    return [json.loads(text) for text in stored]
+
+
+def _read_saved_model(path):
+    if not any(tf.io.gfile.exists(os.path.join(path, f"saved_model.{suffix}")) for suffix in ("pb", "pbtxt")):
+        raise ValueError("a folder without saved_model.pb: no SavedModel")
+    stored = keras_module("saving.legacy.saved_model.load").saved_metadata_pb2.SavedMetadata()
+    metadata_path = os.path.join(path, "keras_metadata.pb")
+    if tf.io.gfile.exists(metadata_path):
+        with tf.io.gfile.GFile(metadata_path, "rb") as file:
+            stored.ParseFromString(file.read())
+        texts = [node.metadata for node in stored.nodes]
+    else:  # before TensorFlow 2.5
+        graph = tf.__internal__.saved_model.parse_saved_model(path).meta_graphs[0].object_graph_def
+        texts = [node.user_object.metadata for node in graph.nodes if node.user_object.metadata]
+    if not texts:
+        raise ValueError("a SavedModel without metadata of Keras: not saved as a Keras model")
+    return [json.loads(text) for text in texts]
+
+
+def _check_version(version: Any) -> None:
+    version = version.decode() if isinstance(version, bytes) else version
+    # tf-keras counts as TensorFlow does, from 2.16.
+    if isinstance(version, str) and version.split(".")[0].isdigit() and int(version.split(".")[0]) >= 3:
+        raise ValueError(_OTHER_KERAS.format(version=version))
+
+
+def _first_line(error):
+    return str(error).split("\n", 1)[0]

@@ -1,0 +1,188 @@
+"""Copies of models: cloned, from configs, by `copy` and pickle, and by weights files into one that is built again."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from mct_quantizers import KerasActivationQuantizationHolder, QuantizationTarget, mark_quantizer
+from models import METHODS, activation_config, conv_net, images, layers, train
+
+import qatfast
+from qatfast.quantizers import STEActivationQuantizer
+
+ROWS = np.random.default_rng(5).normal(size=(16, 6)).astype(np.float32)
+TRAINING = list(qatfast.TrainingMethod)
+
+
+def unnamed_net():
+    """A model whose layers Keras names, anew each time that it is built."""
+    stack = [layers.Dense(5), layers.ReLU(), layers.Dense(3)]
+    return tf.keras.Sequential([tf.keras.Input((6,)), *stack])
+
+
+def quantize(training, scale=1.0, method=METHODS[0]):
+    config = qatfast.QATConfig(
+        weight_training_method=training,
+        activation_training_method=training,
+        weight_quantization_method=method,
+        activation_quantization_method=method,
+    )
+    return qatfast.quantize_model(unnamed_net(), scale * ROWS, config)
+
+
+def trained_models():
+    for training in TRAINING:
+        config = qatfast.QATConfig(weight_training_method=training, activation_training_method=training)
+        yield train(qatfast.quantize_model(conv_net(), images(), config))
+
+
+@pytest.fixture(scope="module")
+def models():
+    """QAT models that were trained, and what was exported of them."""
+    found = list(trained_models())
+    return found + [qatfast.finalize_model(model) for model in found]
+
+
+def variables_of_quantizers(model):
+    held = [
+        layer.activation_holder_quantizer for layer in model.layers if hasattr(layer, "activation_holder_quantizer")
+    ]
+    wrapped = [q for layer in model.layers for q in getattr(layer, "weights_quantizers", {}).values()]
+    return [value.numpy() for q in held + wrapped for value in getattr(q, "quantizer_parameters", {}).values()]
+
+
+COPIES = {
+    "clone_model": tf.keras.models.clone_model,
+    "from_config": lambda model: type(model).from_config(model.get_config()),
+    "json": lambda model: tf.keras.models.model_from_json(model.to_json()),
+}
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_a_clone_has_the_model_s_layers_and_the_ranges_that_training_began_with(how, models):
+    for model in models:
+        clone = COPIES[how](model)
+        assert [type(layer) for layer in clone.layers] == [type(layer) for layer in model.layers]
+        assert [layer.get_config() for layer in clone.layers] == [layer.get_config() for layer in model.layers]
+        for now, then in zip(variables_of_quantizers(COPIES[how](clone)), variables_of_quantizers(clone), strict=True):
+            np.testing.assert_array_equal(now, then)
+        assert not {variable.ref() for variable in clone.variables} & {variable.ref() for variable in model.variables}
+        clone.set_weights(model.get_weights())
+        np.testing.assert_array_equal(clone(images()), model(images()))
+    qatfast.finalize_model(COPIES[how](models[0]))
+
+
+def through_pickle(model):
+    return pickle.loads(pickle.dumps(model))
+
+
+@pytest.mark.parametrize("how", [copy.copy, copy.deepcopy, through_pickle])
+def test_a_copy_has_the_model_s_weights_and_trains_on(how, models):
+    for model in models:
+        twin = how(model)
+        np.testing.assert_array_equal(twin(images()), model(images()))
+        for now, then in zip(twin.get_weights(), model.get_weights(), strict=True):
+            np.testing.assert_array_equal(now, then)
+    twin = how(models[0])
+    assert twin.optimizer.iterations.numpy() == 1
+    before = models[0].get_weights()
+    train(twin)
+    for now, then in zip(models[0].get_weights(), before, strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
+def test_a_layer_is_copied_with_its_own_variables(models):
+    holder = KerasActivationQuantizationHolder(STEActivationQuantizer(activation_config()), name="holder")
+    x = np.linspace(-3, 3, 12, dtype=np.float32)
+    expected = holder(x)
+    twin = copy.deepcopy(holder)
+    np.testing.assert_array_equal(twin(x), expected)
+    twin.weights[-1].assign(0.25)
+    assert np.any(twin(x) != expected)
+    np.testing.assert_array_equal(holder(x), expected)
+    assert twin._lookup_dependency("elsewhere/out_max") is twin._lookup_dependency("holder/out_max")
+
+
+# Weights files, into a model that was built again: Keras gives its layers other names.
+
+
+@pytest.mark.parametrize("name", ["weights", "weights.h5", "model.weights.h5"])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("training", TRAINING)
+def test_weights_are_restored_whatever_the_layers_are_called(training, method, name, tmp_path):
+    source, target = quantize(training, method=method), quantize(training, 3.0, method)
+    assert [layer.name for layer in source.layers] != [layer.name for layer in target.layers]
+    source.save_weights(tmp_path / name)
+    status = target.load_weights(tmp_path / name)
+    for now, then in zip(target.get_weights(), source.get_weights(), strict=True):
+        np.testing.assert_array_equal(now, then)
+    np.testing.assert_array_equal(target(ROWS), source(ROWS))
+    if status is not None:
+        status.assert_consumed()
+        status.assert_existing_objects_matched()
+
+
+@pytest.mark.parametrize("training", TRAINING)
+def test_a_callback_s_checkpoint_is_restored_into_a_model_built_again(training, tmp_path):
+    source = quantize(training)
+    source.compile("adam", "mse")
+    callback = tf.keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}", save_weights_only=True)
+    source.fit(ROWS, np.ones((16, 3)), epochs=2, verbose=0, callbacks=[callback])
+    target = quantize(training, 3.0)
+    target.load_weights(tmp_path / "2").assert_existing_objects_matched()
+    np.testing.assert_array_equal(target(ROWS), source(ROWS))
+    before = quantize(training, 3.0)
+    checkpoint = tf.train.Checkpoint(model=source)
+    tf.train.Checkpoint(model=before).restore(
+        checkpoint.save(str(tmp_path / "whole"))
+    ).assert_existing_objects_matched()
+    np.testing.assert_array_equal(before(ROWS), source(ROWS))
+
+
+def test_what_is_written_is_named_as_before(tmp_path):
+    model = quantize(qatfast.TrainingMethod.LSQ)
+    model.save_weights(tmp_path / "weights")
+    keys = [key for key, _ in tf.train.list_variables(str(tmp_path / "weights"))]
+    name = model.layers[1].name
+    assert f"layer_with_weights-0/{name}.Sout_ptq_threshold_tensor/.ATTRIBUTES/VARIABLE_VALUE" in keys
+
+
+def test_weights_that_are_loaded_before_the_layer_is_built_are_restored(tmp_path):
+    def build(name, threshold):
+        quantizer = STEActivationQuantizer(activation_config(threshold=threshold, is_signed=True))
+        return tf.keras.Sequential([KerasActivationQuantizationHolder(quantizer, name=name), layers.Dense(2)])
+
+    source, target = build("before", 1.0), build("after", 7.0)
+    expected = source(ROWS)
+    source.save_weights(tmp_path / "weights")
+    status = target.load_weights(tmp_path / "weights")
+    np.testing.assert_array_equal(target(ROWS), expected)
+    status.assert_existing_objects_matched()
+
+
+def test_a_quantizer_of_one_s_own_is_restored_too(tmp_path):
+    @mark_quantizer(quantization_target=QuantizationTarget.Activation, quantization_method=METHODS, identifier="clip")
+    class Clip(qatfast.BaseKerasQATTrainableQuantizer):
+        def initialize_quantization(self, tensor_shape, name, layer):
+            start = self.quantization_config.activation_quantization_params["threshold"]
+            self.quantizer_parameters = {
+                "limit": layer.add_weight(name + "limit", initializer=tf.keras.initializers.Constant(start))
+            }
+
+        def __call__(self, inputs, training):
+            return tf.minimum(inputs, self.quantizer_parameters["limit"])
+
+        def convert2inferable(self):
+            raise NotImplementedError
+
+    def build(threshold):
+        holder = KerasActivationQuantizationHolder(Clip(activation_config(threshold=threshold)))
+        return tf.keras.Sequential([tf.keras.Input((6,)), holder])
+
+    source, target = build(0.5), build(2.0)
+    source.save_weights(tmp_path / "weights")
+    target.load_weights(tmp_path / "weights")
+    np.testing.assert_array_equal(target(ROWS), np.minimum(ROWS, np.float32(0.5)))
+    np.testing.assert_array_equal(tf.keras.models.clone_model(target)(ROWS), np.minimum(ROWS, np.float32(2.0)))

@@ -1,0 +1,252 @@
+"""`save_model`: at every moment there is a whole model at the path."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from models import SAVE_FORMATS, dense_net, layers, train
+
+import qatfast
+from qatfast import replacement
+
+ROWS = np.random.default_rng(5).normal(size=(16, 6)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def qat_model():
+    return train(qatfast.quantize_model(dense_net(), ROWS), ROWS, np.arange(16) % 3)
+
+
+@pytest.fixture(scope="module")
+def other_model():
+    model = tf.keras.Sequential([tf.keras.Input((6,)), layers.Dense(2)])
+    model.compile("sgd", "mse")
+    return model
+
+
+def assert_holds(path, model):
+    np.testing.assert_array_equal(qatfast.load_model(path)(ROWS), model(ROWS))
+    assert not list(Path(path).parent.glob(".*")), "something was left behind"
+
+
+@pytest.mark.parametrize("suffix", [*SAVE_FORMATS, ".hdf5"])
+def test_it_saves_and_replaces_as_keras_would(suffix, qat_model, other_model, tmp_path):
+    path = tmp_path / "made" / f"model{suffix}"
+    assert qatfast.save_model(other_model, path) is None
+    assert_holds(path, other_model)
+    qatfast.save_model(qat_model, str(path))
+    assert_holds(path, qat_model)
+    assert qatfast.load_model(path).optimizer.iterations.numpy() == 1
+    assert path.stat().st_mode & 0o777 == (0o755 if suffix == "" else 0o644) & ~_umask()
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_a_name_without_a_folder_is_saved_in_the_current_one(qat_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    qatfast.save_model(qat_model, "model.keras")
+    assert_holds("model.keras", qat_model)
+
+
+@pytest.mark.parametrize("suffix", SAVE_FORMATS)
+def test_what_fails_leaves_the_earlier_model_and_nothing_else(suffix, qat_model, tmp_path, monkeypatch):
+    path = tmp_path / f"model{suffix}"
+    qatfast.save_model(qat_model, path)
+
+    def fail(_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(replacement, "_sync_one", fail)  # when all is written
+    with pytest.raises(OSError, match="no space left"):
+        qatfast.save_model(dense_net(), path)
+    assert_holds(path, qat_model)
+
+    class NoConfig(layers.Layer):
+        def get_config(self):
+            raise NotImplementedError("this layer cannot be saved")
+
+    model = tf.keras.Sequential([tf.keras.Input((6,)), NoConfig(), layers.Dense(2)])
+    if suffix:
+        with pytest.raises(NotImplementedError, match="cannot be saved"):
+            qatfast.save_model(model, path)
+        assert_holds(path, qat_model)
+
+
+@pytest.mark.parametrize("suffix", SAVE_FORMATS)
+def test_a_link_stays_and_what_it_leads_to_is_replaced(suffix, qat_model, other_model, tmp_path):
+    target, link = tmp_path / "there" / f"model{suffix}", tmp_path / f"link{suffix}"
+    qatfast.save_model(other_model, target)
+    link.symlink_to(target)
+    qatfast.save_model(qat_model, link)
+    assert link.is_symlink()
+    assert_holds(target, qat_model)
+
+
+def test_a_folder_with_other_files_is_not_replaced(qat_model, tmp_path):
+    path = tmp_path / "model"
+    qatfast.save_model(qat_model, path)
+    (path / "labels.txt").write_text("cat, dog")
+    with pytest.raises(FileExistsError, match="^save_model: path must not be a folder .*model' with labels.txt"):
+        qatfast.save_model(qat_model, path)
+    assert_holds(path, qat_model)
+
+
+def test_without_leave_nothing_is_overwritten(qat_model, other_model, tmp_path):
+    for suffix in SAVE_FORMATS:
+        path = tmp_path / f"model{suffix}"
+        qatfast.save_model(other_model, path, overwrite=False)
+        with pytest.raises(FileExistsError, match="^save_model: path must not exist with overwrite=False, got '"):
+            qatfast.save_model(qat_model, path, overwrite=False)
+        assert_holds(path, other_model)
+
+
+def test_options_reach_keras(qat_model, tmp_path):
+    for suffix in (".h5", ""):
+        path = tmp_path / f"model{suffix}"
+        qatfast.save_model(qat_model, path, include_optimizer=False)
+        assert qatfast.load_model(path, compile=False).optimizer is None
+    with pytest.raises(ValueError, match="include_optimizer"):
+        qatfast.save_model(qat_model, tmp_path / "model.keras", include_optimizer=False)
+    assert not (tmp_path / "model.keras").exists()
+
+
+def test_arguments_of_another_kind_are_errors(qat_model, tmp_path):
+    with pytest.raises(TypeError, match="^save_model: model must be a tf.keras.Model .*, got str"):
+        qatfast.save_model("model", tmp_path / "model.keras")
+    with pytest.raises(TypeError, match="^save_model: path must be a string or a path, got 3.5"):
+        qatfast.save_model(qat_model, 3.5)
+    with pytest.raises(ValueError, match="^save_model: path must be a local one, .* got 'gs://bucket/model.keras'"):
+        qatfast.save_model(qat_model, "gs://bucket/model.keras")
+
+
+def test_folders_change_places_in_one_step_here(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    for path in (first, second):
+        path.mkdir()
+        (path / path.name).touch()
+    assert replacement._exchange(str(first), str(second))
+    assert (first / "second").exists() and (second / "first").exists()
+    with pytest.raises(OSError, match="No such file"):
+        replacement._exchange(str(first), str(tmp_path / "none"))
+
+
+def test_where_folders_cannot_change_places_the_earlier_one_goes_aside(qat_model, other_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(replacement, "_exchange", lambda first, second: False)
+    path = tmp_path / "model"
+    for model in (other_model, qat_model):
+        qatfast.save_model(model, path)
+        assert_holds(path, model)
+    rename = os.rename
+
+    def fail_at_the_second(source, target):
+        if Path(source).name == "model" and Path(target) == path:
+            raise OSError("gone")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", fail_at_the_second)
+    with pytest.raises(OSError, match="gone"):
+        qatfast.save_model(other_model, path)
+    assert_holds(path, qat_model)
+
+
+def test_what_others_are_writing_is_left_alone(qat_model, tmp_path):
+    path = tmp_path / "model.keras"
+    with replacement.replacing(str(path)) as partial:
+        qatfast.save_model(qat_model, path)
+        assert Path(partial).parent.exists()
+        qat_model.save(partial)
+    assert_holds(path, qat_model)
+
+
+SAVER = """
+import sys
+import numpy as np
+import qatfast
+
+model = qatfast.load_model(sys.argv[1])
+for variable in model.trainable_weights:
+    variable.assign(2 * variable)
+np.save(sys.argv[2], model(np.load(sys.argv[3])))
+for line in sys.stdin:
+    print("saving", flush=True)
+    qatfast.save_model(model, line.strip())
+    print("saved", flush=True)
+"""
+
+
+def outputs(path, data):
+    return qatfast.load_model(path)(data).numpy()
+
+
+def test_a_kill_at_any_moment_leaves_a_whole_model(tmp_path):
+    # A process that is stopped leaves on the disk what one leaves that is killed at that moment, and can go on.
+    x = tf.keras.Input((64,))
+    model = tf.keras.Model(x, layers.Dense(3)(layers.Dense(3000, "relu")(x)))
+    data = np.random.default_rng(0).normal(size=(4, 64)).astype(np.float32)
+    model = qatfast.quantize_model(model, data)
+    sources = {suffix: tmp_path / f"source{suffix}" for suffix in SAVE_FORMATS}
+    for path in sources.values():
+        qatfast.save_model(model, path)
+    np.save(tmp_path / "data.npy", data)
+    arguments = [sources[".keras"], tmp_path / "doubled.npy", tmp_path / "data.npy"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", SAVER, *map(str, arguments)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path,
+    )  # fmt: skip
+
+    def start(path):
+        process.stdin.write(f"{path}\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "saving\n"
+        return time.monotonic()
+
+    moments = random.Random(0)
+    snapshots = []
+    try:
+        for suffix, source in sources.items():
+            path = tmp_path / f"kept{suffix}" / f"model{suffix}"
+            begin = start(path)  # the first save also traces, for a SavedModel
+            assert process.stdout.readline() == "saved\n"
+            duration = time.monotonic() - begin
+            for count in range(5):
+                shutil.rmtree(path.parent)
+                path.parent.mkdir()
+                copy(source, path)
+                start(path)
+                time.sleep(moments.uniform(0, duration))
+                process.send_signal(signal.SIGSTOP)
+                os.waitpid(process.pid, os.WUNTRACED)
+                snapshots.append(copy(path.parent, tmp_path / f"stopped_{count}{suffix}") / path.name)
+                process.send_signal(signal.SIGCONT)
+                assert process.stdout.readline() == "saved\n"
+        start(path)
+        time.sleep(duration / 3)
+    finally:
+        process.kill()
+        process.communicate()
+    doubled = np.load(tmp_path / "doubled.npy")
+    found = [outputs(snapshot, data) for snapshot in [*snapshots, path]]
+    is_old = [np.array_equal(output, model(data)) for output in found]
+    assert all(old or np.array_equal(output, doubled) for old, output in zip(is_old, found, strict=True))
+    assert any(is_old) and not np.array_equal(doubled, model(data))
+    interrupted = [snapshot for snapshot in snapshots if list(snapshot.parent.glob(".*.partial"))]
+    assert interrupted, "no moment was within a save"
+    for snapshot in {snapshot.suffix: snapshot for snapshot in interrupted}.values():
+        qatfast.save_model(model, snapshot)
+        assert not list(snapshot.parent.glob(".*")), "the next save removes what was left behind"
+
+
+def copy(source, target):
+    return Path(shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target))
