@@ -6,7 +6,8 @@ import tensorflow as tf
 from models import METHODS, dense_net
 
 from qatfast import CalibrationMethod, QATConfig
-from qatfast.calibration import Histogram, activation_params, representative_batches, weight_params
+from qatfast.calibration import Histogram, activation_params, weight_params
+from qatfast.representative_data import representative_batches
 
 SYMMETRIC, POWER_OF_TWO, UNIFORM = METHODS
 MIN_MAX, MSE = CalibrationMethod
