@@ -65,9 +65,7 @@ _MOVING_LAYERS = (
     _layers.ZeroPadding2D,
     _layers.ZeroPadding3D,
     _layers.UpSampling1D,
-    _layers.UpSampling2D,  # unless it interpolates
     _layers.UpSampling3D,
-    _layers.Resizing,  # unless it interpolates
     _layers.MaxPooling1D,
     _layers.MaxPooling2D,
     _layers.MaxPooling3D,
@@ -88,10 +86,11 @@ _MOVING_LAYERS = (
     _layers.RandomTranslation,
     _layers.RandomZoom,
 )
+_RESIZING_LAYERS = (_layers.Resizing, _layers.UpSampling2D)  # which move numbers unless they interpolate
 _PAD = "compat.v1.pad"  # which is tf.pad, too
 _MOVING_FUNCTIONS = frozenset(
     "__operators__.getitem broadcast_to cast compat.v1.squeeze compat.v1.transpose expand_dims identity "
-    "image.flip_left_right image.flip_up_down keras.backend.batch_flatten math.reduce_max nn.depth_to_space "
+    "image.flip_left_right image.flip_up_down math.reduce_max nn.depth_to_space "
     "nn.max_pool2d nn.space_to_depth repeat reshape reverse roll slice split stop_gradient tile unstack".split()
 ) | {_PAD}
 
@@ -334,7 +333,9 @@ def _moves_numbers(node, layer) -> bool:
         return function in _MOVING_FUNCTIONS
     if isinstance(layer, _layers.Activation):
         return layer.activation is tf.keras.activations.linear
-    return isinstance(layer, _MOVING_LAYERS) and getattr(layer, "interpolation", "nearest") == "nearest"
+    if isinstance(layer, _RESIZING_LAYERS):
+        return layer.interpolation == "nearest"
+    return isinstance(layer, _MOVING_LAYERS)
 
 
 def function_name(layer: tf.keras.layers.Layer) -> str | None:

@@ -312,8 +312,8 @@ def _warn_of_float_inputs(model, kernels, points, config):
     if count:
         named = "; ".join(f"{kind} makes those of {', '.join(names)}" for kind, names in readers.items())
         warnings.warn(
-            f"quantize_model: of the inputs of quantized kernels, {count} stay in float: {named}. Training needs no "
-            "change; hardware that computes in integers would have to compute these layers in float.",
+            f"quantize_model: inputs of quantized kernels stay in float ({count}): {named}. Training needs no change; "
+            "hardware that computes in integers would have to compute the layers that read them in float.",
             stacklevel=3,
         )
 

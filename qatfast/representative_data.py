@@ -178,7 +178,8 @@ def _check_type(array, wanted, which, where):
     if (wanted.is_integer or wanted.is_bool) and array.size:
         numbers = array.astype(np.float64) if given.is_floating else array
         least, largest = numbers.min(), numbers.max()
-        if not (wanted.min <= least and largest <= wanted.max and np.all(numbers == np.trunc(numbers))):
+        lowest, highest = (0, 1) if wanted.is_bool else (wanted.min, wanted.max)
+        if not (lowest <= least and largest <= highest and np.all(numbers == np.trunc(numbers))):
             raise ValueError(
                 f"{_BATCH} must be of {wanted.name} {which}, got {array.dtype.name} from {least} to {largest}{where}"
             )
