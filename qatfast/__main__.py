@@ -6,8 +6,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import tensorflow as tf
+
 import qatfast
-from qatfast.benchmark.arguments import parse_axis, parse_positive, parse_shape
+from qatfast.benchmark.arguments import (
+    parse_axis,
+    parse_bits,
+    parse_output_file,
+    parse_positive,
+    parse_positive_number,
+    parse_shape,
+)
 from qatfast.benchmark.op_case import DIRECTIONS, OPS
 from qatfast.benchmark.op_comparison import COMPARATORS, DTYPES
 from qatfast.benchmark.timing import ROUNDS
@@ -49,11 +58,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     try:
         text = _bench(bench, arguments)
+        print(text)
+        if arguments.output:
+            arguments.output.write_text(text + "\n")
+    except (MemoryError, tf.errors.ResourceExhaustedError) as error:
+        bench.error(f"out of memory: {error}")
     except (OSError, ValueError) as error:
         bench.error(str(error))
-    print(text)
-    if arguments.output:
-        arguments.output.write_text(text + "\n")
 
 
 def _info(as_json):
@@ -75,8 +86,8 @@ def _add_bench_options(parser):
     model = parser.add_argument_group("with --model").add_argument
     model("--input-shape", action="append", type=parse_shape, help="of each input, without the batch [the model's]")
     model("--batch", type=parse_positive, help="batch size, where the model leaves it open [16]")
-    model("--weight-bits", type=parse_positive, help="bits of the kernels [8]")
-    model("--activation-bits", type=parse_positive, help="bits of the activations [8]")
+    model("--weight-bits", type=parse_bits, help="bits of the kernels [8]")
+    model("--activation-bits", type=parse_bits, help="bits of the activations [8]")
     model("--grid", choices=_METHODS, help="quantization method [symmetric]")
     model("--per-tensor", action="store_true", default=None, help="one range per kernel instead of one per channel")
     methods = [method.name for method in TrainingMethod]
@@ -100,9 +111,18 @@ def _add_bench_options(parser):
 
     both = parser.add_argument_group("with either").add_argument
     both("--rounds", type=parse_positive, default=ROUNDS, help=f"how often each function is timed [{ROUNDS}]")
-    both("--quiet-ms", type=float, help="wait first until a copy of 64 MiB takes at most this long: nobody else runs")
-    both("--quiet-timeout", type=float, default=60.0, help="seconds after which --quiet-ms gives up waiting [60]")
-    both("--output", type=Path, help="file to write the tables to, in Markdown")
+    both(
+        "--quiet-ms",
+        type=parse_positive_number,
+        help="wait first until a copy of 64 MiB takes at most this long: nobody else runs",
+    )
+    both(
+        "--quiet-timeout",
+        type=parse_positive_number,
+        default=60.0,
+        help="seconds until --quiet-ms gives up waiting [60]",
+    )
+    both("--output", type=parse_output_file, help="file to write the tables to, in Markdown")
 
 
 def _bench(parser, arguments) -> str:

@@ -1,7 +1,5 @@
 """Chooses quantization ranges: from what a model computes on representative data, and from its kernels."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-
 import numpy as np
 import tensorflow as tf
 from mct_quantizers import QuantizationMethod
@@ -9,10 +7,10 @@ from tqdm import tqdm
 
 from qatfast.config import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD, CalibrationMethod, QATConfig
 from qatfast.quantizers.ranges import power_of_two_threshold
+from qatfast.representative_data import representative_batches
 
-__all__ = ["Histogram", "activation_params", "observe", "representative_batches", "weight_params"]
+__all__ = ["Histogram", "activation_params", "observe", "weight_params"]
 
-_BATCH_SIZE = 32
 _COARSE_FACTORS = np.linspace(0.05, 1.0, 20)
 _FINE_FACTORS = np.linspace(-0.045, 0.045, 10)
 _POWER_OF_TWO_FACTORS = 2.0 ** -np.arange(10)
@@ -54,24 +52,25 @@ class Histogram:
         return ((np.arange(self.BINS) + 0.5) / (self.BINS // 2) - 1.0) * (self.limit or 1.0)
 
 
-def observe(model: tf.keras.Model, points, batches: Iterable[list[np.ndarray]]) -> list[Histogram]:
-    """Runs the model, in inference mode, on all batches, under a progress bar.
+def observe(model: tf.keras.Model, points, representative_data) -> list[Histogram]:
+    """Runs the model, in inference mode, on all of the data, under a progress bar.
 
     Args:
         model: The float model.
         points: `graph.ActivationPoint`s of the model.
-        batches: One array per model input each; see `representative_batches`.
+        representative_data: What `representative_batches` reads.
 
     Returns:
         The histogram of every point's tensor.
 
     Raises:
-        ValueError: A tensor is not finite, or there are no batches.
+        TypeError: What `representative_batches` raises.
+        ValueError: That, or a tensor is not finite.
     """
     observer = tf.keras.Model(model.inputs, [point.tensor for point in points])
     histograms = [Histogram() for _ in points]
-    count = 0
-    for batch in tqdm(batches, desc="Calibrating activations", unit="batch"):
+    batches = representative_batches(representative_data, model)
+    for count, batch in enumerate(tqdm(batches, desc="Calibrating activations", unit="batch")):
         outputs = tf.nest.flatten(observer.predict_on_batch(batch))
         for point, output, histogram in zip(points, outputs, histograms, strict=True):
             values = np.asarray(output, np.float32)  # of half precision in mixed-precision models
@@ -81,48 +80,7 @@ def observe(model: tf.keras.Model, points, batches: Iterable[list[np.ndarray]]) 
                     f"got NaN or infinity in batch {count}"
                 )
             histogram.add(values)
-        count += 1
-    if not count:
-        raise ValueError("quantize_model: representative_data must hold at least one batch, got none")
     return histograms
-
-
-def representative_batches(data, model: tf.keras.Model) -> Iterator[list[np.ndarray]]:
-    """Yields batches, one array per input of `model`, from any form of representative data.
-
-    Args:
-        data: One of
-            - an array (one input), a list or tuple of arrays (one per input), or a dict of arrays by input name;
-            - a function without arguments that returns an iterable of batches (MCT's `representative_data_gen`);
-            - an iterable of batches, such as a `tf.data.Dataset` or a generator.
-            A batch is an array, a list of arrays or a dict, as above, or a tuple (x, y) or (x, y, sample_weight) as in
-            Keras' `fit`, of which x is taken.
-        model: The model that is to read them.
-
-    Raises:
-        TypeError: `data` is none of these.
-        ValueError: A batch does not fit the model's inputs, or a dataset is infinite.
-    """
-    if isinstance(data, Callable):
-        data = data()
-    if _is_array(data):
-        yield from _split([_to_numpy(data)], model)
-    elif isinstance(data, Mapping):
-        yield from _split(_arrays(data, model), model)
-    elif isinstance(data, (list, tuple)) and len(data) == len(model.inputs) and all(map(_is_array, data)):
-        yield from _split([_to_numpy(array) for array in data], model)
-    elif isinstance(data, Iterable):
-        if isinstance(data, tf.data.Dataset) and data.cardinality() == tf.data.INFINITE_CARDINALITY:
-            raise ValueError("quantize_model: representative_data must end, got an infinite dataset: use take(n)")
-        for batch in data:
-            arrays = _arrays(batch, model)
-            _check_batch(arrays, model)
-            yield arrays
-    else:
-        raise TypeError(
-            f"quantize_model: representative_data must be an array, arrays by input, an iterable of batches or a "
-            f"function that returns one, got {type(data).__name__}"
-        )
 
 
 def activation_params(histogram: Histogram, config: QATConfig) -> dict:
@@ -246,45 +204,3 @@ def _squared_error(values, counts, step, lowest, highest):
     difference = values - np.clip(np.round(values / step), lowest, highest) * step
     np.square(difference, out=difference)
     return difference.sum(axis=1) if counts is None else difference @ counts
-
-
-def _is_array(value):
-    return isinstance(value, np.ndarray) or tf.is_tensor(value)
-
-
-def _to_numpy(value):
-    return value.numpy() if tf.is_tensor(value) else np.asarray(value)
-
-
-def _arrays(batch, model):
-    """The arrays of a batch, in the order of the model's inputs."""
-    if isinstance(batch, tuple):
-        batch = tf.keras.utils.unpack_x_y_sample_weight(batch)[0]
-    if isinstance(batch, Mapping):
-        missing = [name for name in model.input_names if name not in batch]
-        if missing:
-            raise ValueError(
-                f"quantize_model: representative_data must have the model's inputs {model.input_names}, got "
-                f"{sorted(batch)}"
-            )
-        batch = [batch[name] for name in model.input_names]
-    return [_to_numpy(array) for array in (batch if isinstance(batch, (list, tuple)) else [batch])]
-
-
-def _split(arrays, model):
-    _check_batch(arrays, model)
-    for start in range(0, len(arrays[0]), _BATCH_SIZE):
-        yield [array[start : start + _BATCH_SIZE] for array in arrays]
-
-
-def _check_batch(arrays, model):
-    wanted = [tuple(tensor.shape) for tensor in model.inputs]
-    given = [array.shape for array in arrays]
-    fits = len(given) == len(wanted) and all(
-        tf.TensorShape(shape).is_compatible_with(want) for shape, want in zip(given, wanted, strict=True)
-    )
-    if not fits or len({shape[0] for shape in given}) > 1:
-        raise ValueError(
-            f"quantize_model: a batch of representative_data must have one array per model input, of shapes {wanted}, "
-            f"got {given}"
-        )

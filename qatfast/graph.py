@@ -9,11 +9,22 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from qatfast.wrapper import copy_weights
 
-__all__ = ["ActivationPoint", "activation_points", "all_layers", "check_graph_model", "clone_layer", "rebuild"]
+__all__ = [
+    "ActivationPoint",
+    "FloatInput",
+    "activation_points",
+    "all_layers",
+    "check_graph_model",
+    "clone_layer",
+    "float_inputs",
+    "function_name",
+    "rebuild",
+]
 
 _layers = tf.keras.layers
 _ACTIVATION_LAYERS = (
@@ -41,6 +52,47 @@ _FUNCTIONS = frozenset(
     "math.minimum math.add_n concat stack nn.relu nn.relu6 nn.leaky_relu nn.elu nn.selu nn.silu nn.swish nn.gelu "
     "nn.softmax nn.sigmoid nn.tanh math.sigmoid math.tanh math.softplus math.softmax".split()
 )
+# What, in inference, returns numbers that it reads, and zeros besides: both are on the grid of what it reads.
+_MOVING_LAYERS = (
+    _layers.Flatten,
+    _layers.Reshape,
+    _layers.Permute,
+    _layers.RepeatVector,
+    _layers.Cropping1D,
+    _layers.Cropping2D,
+    _layers.Cropping3D,
+    _layers.ZeroPadding1D,
+    _layers.ZeroPadding2D,
+    _layers.ZeroPadding3D,
+    _layers.UpSampling1D,
+    _layers.UpSampling3D,
+    _layers.MaxPooling1D,
+    _layers.MaxPooling2D,
+    _layers.MaxPooling3D,
+    _layers.GlobalMaxPooling1D,
+    _layers.GlobalMaxPooling2D,
+    _layers.GlobalMaxPooling3D,
+    _layers.Masking,
+    _layers.ActivityRegularization,
+    # From here on, identity in inference.
+    _layers.Dropout,
+    _layers.AlphaDropout,
+    _layers.GaussianDropout,
+    _layers.GaussianNoise,
+    _layers.RandomBrightness,
+    _layers.RandomContrast,
+    _layers.RandomFlip,
+    _layers.RandomRotation,
+    _layers.RandomTranslation,
+    _layers.RandomZoom,
+)
+_RESIZING_LAYERS = (_layers.Resizing, _layers.UpSampling2D)  # which move numbers unless they interpolate
+_PAD = "compat.v1.pad"  # which is tf.pad, too
+_MOVING_FUNCTIONS = frozenset(
+    "__operators__.getitem broadcast_to cast compat.v1.squeeze compat.v1.transpose expand_dims identity "
+    "image.flip_left_right image.flip_up_down math.reduce_max nn.depth_to_space "
+    "nn.max_pool2d nn.space_to_depth repeat reshape reverse roll slice split stop_gradient tile unstack".split()
+) | {_PAD}
 
 
 class ActivationPoint(NamedTuple):
@@ -49,6 +101,13 @@ class ActivationPoint(NamedTuple):
     layer: tf.keras.layers.Layer
     holder_name: str
     tensor: object
+
+
+class FloatInput(NamedTuple):
+    """An input that stays in float: the layer that reads it, and the layer that computed its numbers."""
+
+    reader: tf.keras.layers.Layer
+    maker: tf.keras.layers.Layer
 
 
 def check_graph_model(function: str, model) -> None:
@@ -71,9 +130,12 @@ def check_graph_model(function: str, model) -> None:
         raise ValueError(
             f"{function}: model must be built (call build() or give it an Input), got {model.name!r} unbuilt"
         )
+    rest = ", data" if function == "quantize_model" else ""
     raise ValueError(
         f"{function}: model must be Sequential or Functional, got the subclassed model {model.name!r} of class "
-        f"{type(model).__name__}, whose layers are called where qatfast cannot see it"
+        f"{type(model).__name__}, whose layers are called where qatfast cannot see it; pass the Functional model that "
+        f"it calls, as in model.body = qatfast.{function}(model.body{rest}), or make one of its call: inputs = "
+        f"tf.keras.Input(shape), then qatfast.{function}(tf.keras.Model(inputs, model.call(inputs)){rest})"
     )
 
 
@@ -233,11 +295,60 @@ def activation_points(model: tf.keras.Model, quantize_input: bool, float_layers)
     return points
 
 
+def float_inputs(model: tf.keras.Model, readers, points: list[ActivationPoint]) -> list[FloatInput]:
+    """Returns the inputs that are not on the grid of an activation point, in the order in which they are computed.
+
+    An input is on a grid if it is the tensor of a point, or comes from one through layers that only move numbers:
+    reshaping, cropping, padding with zeros, taking the maximum, and what is the identity in inference.
+
+    Args:
+        model: A flat Functional model, as `rebuild` returns it.
+        readers: Layers of the model that read one tensor each; an input per call.
+        points: The tensors that are quantized.
+    """
+    quantized = {id(point.tensor) for point in points}
+    # id(tensor) -> the layer that computed its numbers, None for numbers on a grid.
+    makers = {id(tensor): None if id(tensor) in quantized else tensor.node.layer for tensor in model.inputs}
+    reading = {id(layer) for layer in readers}
+    found = []
+    for node, layer in _walk_nodes(model):
+        read = [
+            makers[id(value)] for value in tf.nest.flatten((node.call_args, node.call_kwargs)) if id(value) in makers
+        ]
+        if id(layer) in reading and read[0] is not None:
+            found.append(FloatInput(layer, read[0]))
+        maker = read[0] if _moves_numbers(node, layer) else layer
+        for tensor in tf.nest.flatten(node.outputs):
+            makers[id(tensor)] = None if id(tensor) in quantized else maker
+    return found
+
+
+def _moves_numbers(node, layer) -> bool:
+    """Whether this call of a layer returns nothing but numbers of the first tensor that it reads, and zeros."""
+    function = function_name(layer)
+    if function == _PAD:
+        in_place = node.call_args[4] if len(node.call_args) > 4 else 0
+        return not np.any(node.call_kwargs.get("constant_values", in_place))
+    if function is not None:
+        return function in _MOVING_FUNCTIONS
+    if isinstance(layer, _layers.Activation):
+        return layer.activation is tf.keras.activations.linear
+    if isinstance(layer, _RESIZING_LAYERS):
+        return layer.interpolation == "nearest"
+    return isinstance(layer, _MOVING_LAYERS)
+
+
+def function_name(layer: tf.keras.layers.Layer) -> str | None:
+    """The function of TensorFlow that the layer calls: 'reshape' of `tf.reshape(x)`; None for other layers."""
+    lambdas = ("TFOpLambda", "SlicingOpLambda")
+    return layer.get_config()["function"] if type(layer).__name__ in lambdas else None
+
+
 def _makes_activation(layer) -> bool:
     if isinstance(layer, _MERGE_LAYERS):
         return True
-    if type(layer).__name__ == "TFOpLambda":
-        return layer.get_config()["function"] in _FUNCTIONS
+    if function_name(layer) is not None:
+        return function_name(layer) in _FUNCTIONS
     if isinstance(layer, _ACTIVATION_LAYERS) and not isinstance(layer, _layers.Activation):
         return True
     # A recurrent layer's activation acts inside its cell; what it returns is a product of two such.

@@ -7,9 +7,17 @@ import tensorflow as tf
 from mct_quantizers import KerasActivationQuantizationHolder, KerasQuantizationWrapper, QuantizationTarget
 from tqdm import tqdm
 
-from qatfast.calibration import activation_params, observe, representative_batches, weight_params
+from qatfast.calibration import activation_params, observe, weight_params
 from qatfast.config import QATConfig, TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
-from qatfast.graph import activation_points, all_layers, check_graph_model, clone_layer, rebuild
+from qatfast.graph import (
+    activation_points,
+    all_layers,
+    check_graph_model,
+    clone_layer,
+    float_inputs,
+    function_name,
+    rebuild,
+)
 from qatfast.quantizers.base import get_quantizer_class
 from qatfast.wrapper import (
     KerasTrainableQuantizationWrapper,
@@ -43,8 +51,10 @@ def quantize_model(
     with a warning that names them if they have a kernel or a matrix of weights.
     Activations are quantized, in a `KerasActivationQuantizationHolder`, after the input, activation layers, layers
     with a non-linear `activation`, additions, concatenations and the like, wherever a layer reads them. All else stays
-    float: what a linear layer or BatchNormalization makes, also where a kernel reads it, and the model's outputs, which
-    no layer reads. (Where a layer reads an output too, that layer reads it quantized, and the output stays float.)
+    float: the model's outputs, which no layer reads (where a layer reads an output too, that layer reads it quantized,
+    and the output stays float), and what a linear layer, a normalization or average pooling makes, also where a
+    quantized kernel reads it: a warning names those kernels' layers, unless the layer that makes their input is one of
+    `float_layers`, or an input under `quantize_input=False`.
 
     Every layer keeps its dtype policy: under mixed precision kernels and activations are quantized in the half type
     that Keras computes in, and the quantizers' variables are float32. Values on the grid are rounded to that type; with
@@ -54,7 +64,7 @@ def quantize_model(
         model: A float Sequential or Functional model, which stays as it is. Its nested models are flattened.
         representative_data: Data like the model's inputs, to calibrate ranges on: an array, a list of arrays (one per
             input), a function that returns an iterable of batches, or an iterable of batches (`tf.data.Dataset`,
-            generator); see `calibration.representative_batches`.
+            generator); see `representative_data.representative_batches`, also for models of a fixed batch size.
         config: Bit-widths, methods, and what to leave in float.
 
     Returns:
@@ -63,7 +73,8 @@ def quantize_model(
         'relu_activation_holder_quantizer'.
 
     Raises:
-        TypeError: `model` is no Keras model, or `config` no QATConfig.
+        TypeError: `model` is no Keras model, `config` no QATConfig, or the representative data of a kind or type that
+            the model's inputs do not take.
         ValueError: The model is subclassed, not built or quantized already; nothing would be quantized, or no kernel
             that would be is trainable; `float_layers` names a layer that there is not; the representative data is
             empty, does not fit, or makes a layer's output not finite; no quantizer fits the configuration.
@@ -77,12 +88,14 @@ def quantize_model(
     kernels = {id(layer): kernel for layer in float_model.layers if (kernel := _find_kernel(layer, config))}
     _check_kernels(float_model, kernels)
     _warn_of_float_weights(float_model, kernels, config)
+    points = activation_points(float_model, config.quantize_input, config.float_layers)
+    _warn_of_float_inputs(float_model, kernels, points, config)
 
     quantizers = {}
     for layer in tqdm(float_model.layers, desc="Calibrating kernels", unit="layer"):
         if id(layer) in kernels:
             quantizers[id(layer)] = _weights_quantizer(layer, *kernels[id(layer)], config)
-    holders = _activation_holders(float_model, representative_data, config)
+    holders = _activation_holders(float_model, points, representative_data, config)
 
     def wrap(layer, name):
         clone = clone_layer(layer, name)
@@ -173,14 +186,13 @@ def _weights_quantizer(layer, attribute, channel_axis, config):
     return quantizer_class(quantization_config, **(config.weight_quantizer_params_override or {}))
 
 
-def _activation_holders(model, representative_data, config):
+def _activation_holders(model, points, representative_data, config):
     """Maps id(tensor) to the holder of every activation of `model` to quantize."""
-    points = activation_points(model, config.quantize_input, config.float_layers)
     if not points:
         return {}
     method = config.activation_quantization_method
     quantizer_class = get_quantizer_class(QuantizationTarget.Activation, method, config.activation_training_method)
-    histograms = observe(model, points, representative_batches(representative_data, model))
+    histograms = observe(model, points, representative_data)
     holders = {}
     for point, histogram in zip(points, histograms, strict=True):
         quantization_config = TrainableQuantizerActivationConfig(
@@ -228,6 +240,34 @@ def _warn_of_float_weights(model, kernels, config):
             "kinds. Name them in float_layers if that is meant.",
             stacklevel=3,
         )
+
+
+def _warn_of_float_inputs(model, kernels, points, config):
+    layers = [layer for layer in model.layers if id(layer) in kernels]
+    readers, count = {}, 0  # names by what makes their input
+    for reader, maker in float_inputs(model, layers, points):
+        is_input = isinstance(maker, tf.keras.layers.InputLayer)
+        if maker.name in config.float_layers or (is_input and not config.quantize_input):
+            continue  # meant
+        readers.setdefault(_kind(maker), {})[reader.name] = None
+        count += 1
+    if count:
+        named = "; ".join(f"{kind} makes those of {', '.join(names)}" for kind, names in readers.items())
+        warnings.warn(
+            f"quantize_model: inputs of quantized kernels stay in float ({count}): {named}. Training needs no change; "
+            "hardware that computes in integers would have to compute the layers that read them in float.",
+            stacklevel=3,
+        )
+
+
+def _kind(layer):
+    """What a layer is, for a sentence about what it makes."""
+    if isinstance(layer, tf.keras.layers.InputLayer):
+        return f"an input of {layer.output.dtype.name}"
+    if function_name(layer) is not None:
+        return f"tf.{function_name(layer)}"
+    is_linear = getattr(layer, "activation", None) is tf.keras.activations.linear
+    return f"linear {type(layer).__name__}" if is_linear else type(layer).__name__
 
 
 def _check_kernels(model, kernels):

@@ -12,7 +12,7 @@ from models import conv_net, dense_net, images
 
 import qatfast
 from qatfast.__main__ import main
-from qatfast.benchmark import correctness, figures, timing
+from qatfast.benchmark import correctness, figures, memory, timing
 from qatfast.benchmark.implementations import (
     FORMULAS,
     OURS,
@@ -144,10 +144,109 @@ def test_an_op_is_measured_on_every_shape_and_axis(capsys):
         (["bench", "--shape", "3", "--num-bits", "1"], "num_bits must be an integer from 2 to 16, got 1"),
         (["bench", "--shape", "3", "--rounds", "0"], "must be a positive integer, got '0'"),
         (["bench", "--shape", "3", "--op", "lsq"], "invalid choice: 'lsq'"),
+        (["bench", "--shape", "9" * 4999], "a shape must be positive integers with commas between, got '999"),
+        (
+            ["bench", "--shape", "4294967296,2147483648"],
+            "--shape: a shape must have fewer than 2^63 elements, got '429",
+        ),
+        (["bench", "--shape", "100000,100000,1000"], "--shape must fit in memory, got (100000, 100000, 1000): takes"),
+        (["bench", "--shape", "8", "--shape", "9" * 15], "--shape must fit in memory, got (999999999999999,): takes"),
+        (["bench", "--shape", ",".join(["1"] * 33)], "shape must have at most 32 axes, got 33"),
+        (["bench", "--shape", "3", "--quiet-ms", "-1"], "--quiet-ms: must be a positive number, got '-1'"),
+        (["bench", "--shape", "3", "--quiet-ms", "nan"], "--quiet-ms: must be a positive number, got 'nan'"),
+        (
+            ["bench", "--shape", "3", "--quiet-timeout", "soon"],
+            "--quiet-timeout: must be a positive number, got 'soon'",
+        ),
+        (["bench", "--shape", "3", "--output", "/"], "--output: must be a file, got '/'"),
+        (
+            ["bench", "--shape", "3", "--output", "/no/t.md"],
+            "--output: must be in a folder that exists, got '/no/t.md'",
+        ),
+        (["bench", "--model", "a", "--weight-bits", "1"], "--weight-bits: must be an integer from 2 to 16, got '1'"),
+        (["bench", "--model", "a", "--activation-bits", "17"], "--activation-bits: must be an integer from 2 to 16"),
+        (
+            ["bench", "--shape", "3", *"--op fake_quant --op lsq_uniform".split(), "--direction", BOTH_WITH_RANGE],
+            f"--direction {BOTH_WITH_RANGE} is of fake_quant only",
+        ),
     ],
 )
-def test_what_cannot_be_measured_is_refused_with_a_sentence(capsys, argv, message):
+def test_what_cannot_be_measured_is_refused_with_a_sentence_before_anything_is_measured(
+    capsys, monkeypatch, argv, message
+):
+    monkeypatch.setattr("qatfast.benchmark.command.checked_runs", None)
     assert message in refusal(capsys, *argv)
+
+
+def test_a_batch_that_does_not_fit_in_memory_is_refused(capsys, saved):
+    path = saved(dense_net())
+    message = refusal(capsys, "bench", "--model", path, "--batch", "1" + "0" * 15)
+    assert "the batch of input 'input_" in message and "must fit in memory, got (1000000000000000, 6): takes" in message
+
+
+def test_a_shape_that_just_does_not_fit_is_refused_and_one_that_fits_is_not(monkeypatch):
+    monkeypatch.setattr(memory, "available_bytes", lambda: 2**30)
+    memory.check_fits("--shape", (2**24,), 2**24, 64)
+    with pytest.raises(ValueError, match=r"got \(16777217,\): takes about 1.0 GiB, and 1.0 GiB are free"):
+        memory.check_fits("--shape", (2**24 + 1,), 2**24 + 1, 64)
+
+
+def test_the_memory_that_is_free_is_what_the_machine_or_its_container_leaves(monkeypatch, tmp_path):
+    files = {"_MEMORY_INFO": "MemTotal: 9 kB\nMemAvailable:  4096 kB\n", "_LIMIT": "max\n", "_USED": "1000\n"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+        monkeypatch.setattr(memory, name, tmp_path / name)
+    assert memory.available_bytes() == 4096 * 1024
+    (tmp_path / "_LIMIT").write_text("3000\n")
+    assert memory.available_bytes() == 2000
+    for name in files:
+        (tmp_path / name).unlink()
+    assert memory.available_bytes() is None
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("9 GiB"), tf.errors.ResourceExhaustedError(None, None, "9 GiB")], ids=["NumPy", "TensorFlow"]
+)
+def test_memory_that_runs_out_is_a_sentence(capsys, monkeypatch, error):
+    def run_out(*_):
+        raise error
+
+    monkeypatch.setattr("qatfast.benchmark.command.checked_runs", run_out)
+    assert "out of memory: 9 GiB" in refusal(capsys, "bench", "--shape", "3")
+
+
+def test_a_file_that_cannot_be_written_after_all_is_a_sentence(capsys, monkeypatch, tmp_path):
+    folder = tmp_path / "goes"
+    folder.mkdir()
+    monkeypatch.setattr("qatfast.benchmark.command.bench_op", lambda _: folder.rmdir() or "the tables")
+    path = str(folder / "table.md")
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", "--shape", "3", "--output", path])
+    printed = capsys.readouterr()
+    assert stopped.value.code == 2 and f"No such file or directory: '{path}'" in printed.err
+    assert printed.out == "the tables\n"
+
+
+def test_a_folder_without_a_model_is_refused(capsys, tmp_path):
+    message = refusal(capsys, "bench", "--model", str(tmp_path))
+    assert f"--model must be a model that tf.keras (Keras 2) loads, got '{tmp_path}'" in message
+
+
+def test_models_that_cannot_be_measured_are_refused(capsys, tmp_path):
+    class Subclassed(tf.keras.Model):
+        def call(self, inputs):
+            return tf.nn.relu(inputs)
+
+    model = Subclassed()
+    model(np.ones((2, 6), np.float32))
+    model.save(tmp_path / "subclassed")
+    message = refusal(capsys, "bench", "--model", str(tmp_path / "subclassed"))
+    assert "model must be Sequential or Functional, got the subclassed model" in message
+    words = tf.keras.Input((), dtype=tf.string, name="words")
+    hashed = tf.keras.layers.Hashing(4, output_mode="one_hot")(words)
+    tf.keras.Model(words, tf.keras.layers.Dense(2)(hashed)).save(tmp_path / "words.keras")
+    message = refusal(capsys, "bench", "--model", str(tmp_path / "words.keras"))
+    assert "input 'words' must be of real numbers, got string" in message
 
 
 def test_a_file_that_is_no_model_is_refused(capsys, tmp_path):

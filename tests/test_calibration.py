@@ -1,99 +1,14 @@
-"""How ranges are chosen: reading representative data, histograms, min-max and mean squared error."""
+"""How ranges are chosen: histograms, min-max and mean squared error."""
 
 import numpy as np
 import pytest
-import tensorflow as tf
-from models import METHODS, dense_net
+from models import METHODS
 
 from qatfast import CalibrationMethod, QATConfig
-from qatfast.calibration import Histogram, activation_params, representative_batches, weight_params
+from qatfast.calibration import Histogram, activation_params, weight_params
 
 SYMMETRIC, POWER_OF_TWO, UNIFORM = METHODS
 MIN_MAX, MSE = CalibrationMethod
-X = np.arange(240, dtype=np.float32).reshape(40, 6)
-
-
-@pytest.fixture(scope="module")
-def one_input():
-    return dense_net()
-
-
-@pytest.fixture(scope="module")
-def two_inputs():
-    a, b = tf.keras.Input((6,), name="a"), tf.keras.Input((2,), name="b")
-    return tf.keras.Model([a, b], tf.keras.layers.Concatenate()([a, b]))
-
-
-def generator():
-    yield [X[:8]]
-    yield [X[8:]]
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        X,
-        tf.constant(X),
-        [X],
-        (X,),
-        {"input_1": X},
-        [X[:8], X[8:16], X[16:]],
-        generator,
-        generator(),
-        tf.data.Dataset.from_tensor_slices(X).batch(7),
-        tf.data.Dataset.from_tensor_slices((X, np.zeros(40))).batch(7),
-        [(X[:20], np.zeros(20)), (X[20:], np.zeros(20))],
-    ],
-    ids=lambda data: type(data).__name__,
-)
-def test_every_form_of_data_for_one_input_is_read_whole(one_input, data):
-    if isinstance(data, dict):
-        data = {one_input.input_names[0]: X}
-    batches = list(representative_batches(data, one_input))
-    assert all(len(batch) == 1 for batch in batches)
-    np.testing.assert_array_equal(np.concatenate([batch[0] for batch in batches]), X)
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        [X, X[:, :2]],
-        {"b": X[:, :2], "a": X},
-        lambda: iter([[X[:8], X[:8, :2]], [X[8:], X[8:, :2]]]),
-        tf.data.Dataset.from_tensor_slices({"a": X, "b": X[:, :2]}).batch(16),
-        tf.data.Dataset.from_tensor_slices(((X, X[:, :2]), np.zeros(40))).batch(16),
-    ],
-    ids=["list", "dict", "function", "dataset of dicts", "dataset of (x, y)"],
-)
-def test_every_form_of_data_for_two_inputs_is_read_whole(two_inputs, data):
-    batches = list(representative_batches(data, two_inputs))
-    np.testing.assert_array_equal(np.concatenate([batch[0] for batch in batches]), X)
-    np.testing.assert_array_equal(np.concatenate([batch[1] for batch in batches]), X[:, :2])
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (X[:, :5], r"of shapes \[\(None, 6\)\], got \[\(40, 5\)\]"),
-        (X[0], r"of shapes \[\(None, 6\)\], got \[\(6,\)\]"),
-        ([[X, X]], "one array per model input"),
-        ([{"wrong": X}], r"must have the model's inputs .*, got \['wrong'\]"),
-        (tf.data.Dataset.from_tensor_slices(X).batch(4).repeat(), "must end, got an infinite dataset"),
-    ],
-)
-def test_data_that_does_not_fit_is_refused(one_input, data, message):
-    with pytest.raises(ValueError, match=f"quantize_model: .*{message}"):
-        list(representative_batches(data, one_input))
-
-
-def test_inputs_of_different_length_are_refused(two_inputs):
-    with pytest.raises(ValueError, match="one array per model input"):
-        list(representative_batches([X, X[:3, :2]], two_inputs))
-
-
-def test_data_of_no_known_form_is_refused(one_input):
-    with pytest.raises(TypeError, match="representative_data must be an array, .*, got int"):
-        list(representative_batches(3, one_input))
 
 
 def histogram_of(*arrays):

@@ -17,6 +17,7 @@ BOTH_WITH_RANGE = "forward_and_backward_with_range"
 DIRECTIONS = (FORWARD, BACKWARD, BOTH, BOTH_WITH_RANGE)
 GRAPH, XLA, FUSED = "graph", "XLA", "XLA fused"
 
+MAX_RANK = 32  # NumPy's, before version 2
 DISTINCT_VALUES = 2**22 - 3  # drawing more takes longer than what is to be timed; odd, so that rows of a matrix differ
 
 
@@ -49,6 +50,8 @@ class OpCase:
             raise ValueError(f"num_bits must be an integer from 2 to 16, got {self.num_bits}")
         if not self.shape or not all(size > 0 for size in self.shape):
             raise ValueError(f"shape must be of positive sizes, got {self.shape}")
+        if len(self.shape) > MAX_RANK:
+            raise ValueError(f"shape must have at most {MAX_RANK} axes, got {len(self.shape)}")
         if self.axis is not None and not -len(self.shape) <= self.axis < len(self.shape):
             raise ValueError(f"axis must be one of shape {self.shape}, or None per tensor, got {self.axis}")
 

@@ -5,6 +5,7 @@ its quantizers call differ, and so the losses must agree. The learning rate is 0
 sees other weights than the others; the optimizer does all of its work.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -12,10 +13,12 @@ import numpy as np
 import tensorflow as tf
 
 from qatfast.benchmark.implementations import FORMULAS, OURS, STOCK, Implementation, computed_by
+from qatfast.benchmark.memory import check_fits
 from qatfast.config import QATConfig, TrainingMethod
 from qatfast.model import quantize_model
 
 CHECKED_LEARNING_RATE = 1e-3
+BYTES_PER_ELEMENT = 16  # at least, of a batch: float64 noise, the array, and the tensor made of it
 LOSS_TOLERANCE = 1e-2  # relative: an element at a tie or at the border of its range may move by a step
 SECONDS_PER_STEP = 3.0  # for all rounds of one step together
 
@@ -136,7 +139,7 @@ def random_batch(model: tf.keras.Model, batch_size: int, shapes: Sequence[tuple[
         shapes: The inputs' shapes without the batch, in the model's order; None to take the model's own.
 
     Raises:
-        ValueError: A shape is missing, or does not fit.
+        ValueError: A shape is missing, or does not fit the model or in memory; or an input is not of numbers.
     """
     inputs = model.inputs
     if shapes and len(shapes) != len(inputs):
@@ -149,7 +152,10 @@ def random_batch(model: tf.keras.Model, batch_size: int, shapes: Sequence[tuple[
             raise ValueError(f"the shape of input {_names([tensor])} is open, {shape}: give it, without the batch")
         if not known.is_compatible_with(shape):
             raise ValueError(f"the shape of input {_names([tensor])} must fit {tuple(known)}, got {shape}")
+        if not (tensor.dtype.is_floating or tensor.dtype.is_integer):
+            raise ValueError(f"input {_names([tensor])} must be of real numbers, got {tensor.dtype.name}")
         size = (tensor.shape[0] or batch_size, *shape)
+        check_fits(f"the batch of input {_names([tensor])}", size, math.prod(size), BYTES_PER_ELEMENT)
         noise = generator.standard_normal(size) if tensor.dtype.is_floating else generator.integers(0, 2, size)
         batch.append(noise.astype(tensor.dtype.as_numpy_dtype))
     return batch
