@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from qatfast import _library, reference
+from qatfast import _library
+from qatfast.reference import learned_step, straight_through
 
 __all__ = ["FAKE_QUANT", "LSQ_SYMMETRIC", "LSQ_UNIFORM", "Family", "native"]
 
@@ -38,8 +39,8 @@ FAKE_QUANT = Family(
     "qatfast_fake_quant_grad_with_range",
     "qatfast_fake_quant_grad",
     ("num_bits", "narrow_range", "include_zero"),
-    reference.fake_quant,
-    reference.fake_quant_jvp,
+    straight_through.fake_quant,
+    straight_through.fake_quant_jvp,
 )
 LSQ_SYMMETRIC = Family(
     "lsq_symmetric",
@@ -47,8 +48,8 @@ LSQ_SYMMETRIC = Family(
     "qatfast_lsq_symmetric_grad",
     None,
     ("num_bits", "signed", "grad_scale", "power_of_two", "min_threshold"),
-    reference.lsq_symmetric,
-    reference.lsq_symmetric_jvp,
+    learned_step.lsq_symmetric,
+    learned_step.lsq_symmetric_jvp,
 )
 LSQ_UNIFORM = Family(
     "lsq_uniform",
@@ -56,8 +57,8 @@ LSQ_UNIFORM = Family(
     "qatfast_lsq_uniform_grad",
     None,
     ("num_bits", "grad_scale", "min_width", "exact_zero"),
-    reference.lsq_uniform,
-    reference.lsq_uniform_jvp,
+    learned_step.lsq_uniform,
+    learned_step.lsq_uniform_jvp,
 )
 
 

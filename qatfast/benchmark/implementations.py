@@ -16,6 +16,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from qatfast import ops, reference
+from qatfast.reference.ranges import range_with_zero
 
 
 @functools.cache
@@ -50,7 +51,7 @@ class Implementation(NamedTuple):
 def stock_fake_quant(x, min, max, *, num_bits=8, narrow_range=False, axis=None, include_zero=False, name=None):
     """TensorFlow's op; the per-channel one takes channels on the last axis only, so MCT transposes x."""
     if include_zero:
-        min, max = reference.range_with_zero(min, max, tf.constant(2.0**num_bits - 1 - narrow_range))
+        min, max = range_with_zero(min, max, tf.constant(2.0**num_bits - 1 - narrow_range))
     attributes = {"num_bits": num_bits, "narrow_range": narrow_range}
     if axis is None:
         return tf.quantization.fake_quant_with_min_max_vars(x, min, max, **attributes)
@@ -65,7 +66,7 @@ def stock_fake_quant(x, min, max, *, num_bits=8, narrow_range=False, axis=None, 
 def fake_quant_formulas(x, min, max, *, num_bits=8, narrow_range=False, axis=None, include_zero=False, name=None):
     """Straight-through fake quantization, composed; the zero point is nudged as TensorFlow's op does it."""
     if include_zero:
-        min, max = reference.range_with_zero(min, max, tf.constant(2.0**num_bits - 1 - narrow_range))
+        min, max = range_with_zero(min, max, tf.constant(2.0**num_bits - 1 - narrow_range))
     min, max = _along_axis(min, x, axis), _along_axis(max, x, axis)
     quant_min, quant_max = float(narrow_range), 2.0**num_bits - 1
     scale = (max - min) / (quant_max - quant_min)
@@ -114,7 +115,7 @@ def lsq_uniform_formulas(x, min, max, *, num_bits=8, grad_scale=1.0, axis=None, 
     max_int = 2**num_bits - 1
     if (mct := _import_mct()[0]) is not None:
         return mct.uniform_lsq_quantizer(x, min, max, num_bits, 0, max_int, grad_scale)
-    min, max = reference.range_with_zero(min, max, tf.constant(float(max_int)))
+    min, max = range_with_zero(min, max, tf.constant(float(max_int)))
     step = _scale_gradient((max - min) / max_int, grad_scale)
     return step * tf.minimum(tf.maximum(_straight_through_round((x - min) / step), 0), max_int) + min
 

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 from mct_quantizers import QuantizationTarget, mark_quantizer
 
-from qatfast import ops, reference
+from qatfast import ops
 from qatfast.config import (
     GradientScale,
     TrainableQuantizerActivationConfig,
@@ -29,6 +29,7 @@ from qatfast.quantizers.range_quantizer import (
     floats,
 )
 from qatfast.quantizers.ranges import exportable_grid, exportable_threshold
+from qatfast.reference.learned_step import symmetric_grid, uniform_grid
 
 __all__ = ["LSQActivationQuantizer", "LSQWeightsQuantizer"]
 
@@ -123,10 +124,10 @@ class _LSQQuantizer(RangeQuantizer):
         floor = self.quantization_config.min_threshold
         if self._is_uniform:
             lower, upper = (tf.constant(variables[name]) for name in (MIN_VARIABLE, MAX_VARIABLE))
-            grid = reference.uniform_grid(min=lower, max=upper, min_width=floor, exact_zero=True, **shared)
+            grid = uniform_grid(min=lower, max=upper, min_width=floor, exact_zero=True, **shared)
             lower, upper = exportable_grid(grid.step.numpy(), grid.smallest.numpy(), self._num_bits)
             return {"min_range": floats(lower), "max_range": floats(upper)}
-        grid = reference.symmetric_grid(
+        grid = symmetric_grid(
             threshold=tf.constant(variables[THRESHOLD_VARIABLE]),
             signed=self._signed,
             power_of_two=self._is_power_of_two,

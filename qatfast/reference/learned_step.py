@@ -1,11 +1,4 @@
-"""The ops in plain TensorFlow: what `qatfast.ops` computes, written to be read.
-
-These functions have the signatures, the results and the gradients of their namesakes in `qatfast.ops`. Tests
-hold the native kernels against them, and `QATFAST_BACKEND=reference` runs a model on them.
-
-Whatever the type of x, everything is computed in the type of the parameters: float64 for a float64 x, else float32.
-Attributes count as float32, as those of TensorFlow's ops do. XLA contracts multiply and add: equal to rounding there.
-"""
+"""Learned step size quantization in plain TensorFlow: its outputs, its gradients, and these transposed."""
 
 from typing import NamedTuple
 
@@ -21,182 +14,25 @@ from qatfast._validation import (
     convert_input,
     convert_parameter,
 )
+from qatfast.reference.channels import broadcast_to_channels, sum_per_channel
+from qatfast.reference.ranges import (
+    at_least_as_wide,
+    checked,
+    gradient_of_range_with_zero,
+    is_positive_and_normal,
+    jvp_of_range_with_zero,
+    range_stretched_to_zero,
+    range_with_zero,
+)
 
-__all__ = ["fake_quant", "lsq_symmetric", "lsq_uniform"]
-
-
-class NudgedRange(NamedTuple):
-    """A range moved so that zero is on its grid, shaped to broadcast against x.
-
-    Follows `Nudge` in tensorflow/core/kernels/fake_quant_ops_functor.h.
-    """
-
-    min: tf.Tensor
-    max: tf.Tensor
-    scale: tf.Tensor
-    inv_scale: tf.Tensor
-    is_zero: tf.Tensor  # min == max == 0: the output is zero, and the whole gradient passes
-
-
-def fake_quant(
-    x, min, max, *, num_bits=8, narrow_range=False, axis=None, include_zero=False, name=None
-):  # fmt: skip
-    """Quantizes and dequantizes `x`; see `qatfast.ops.fake_quant`, whose arguments and results these are."""
-    check_attributes("fake_quant", num_bits=num_bits, axis=axis)
-    check_bool("fake_quant", "narrow_range", narrow_range)
-    check_bool("fake_quant", "include_zero", include_zero)
-    with tf.name_scope(name or "fake_quant"):
-        x = convert_input("fake_quant", x)
-        min = convert_parameter("fake_quant", "min", min, x, axis)
-        max = convert_parameter("fake_quant", "max", max, x, axis)
-        quant_min, quant_max = quantized_range(num_bits, narrow_range)
-
-        @custom_gradient
-        def quantize(x, min, max):
-            nudged = nudge(x, min, max, quant_min, quant_max, axis, include_zero)
-            clamped = tf.maximum(tf.minimum(tf.cast(x, min.dtype), nudged.max), nudged.min)
-            # TensorFlow's per-tensor op divides by the scale, its per-channel op multiplies by the inverse.
-            shifted = clamped - nudged.min
-            steps = shifted / nudged.scale if axis is None else shifted * nudged.inv_scale
-            quant_zero = tf.floor(-nudged.min * nudged.inv_scale + 0.5)
-            y = tf.floor(steps - quant_zero + 0.5) * nudged.scale
-            y = tf.cast(tf.where(nudged.is_zero, tf.zeros_like(y), y), x.dtype)
-
-            def gradient(grad_y):
-                return fake_quant_gradient(grad_y, x, min, max, num_bits, narrow_range, axis, include_zero)
-
-            return y, gradient
-
-        return quantize(x, min, max)
-
-
-def fake_quant_gradient(grad_y, x, min, max, num_bits, narrow_range, axis, include_zero):
-    """The gradients of `fake_quant` to x, min and max, for the gradient `grad_y` to its output.
-
-    Linear in `grad_y` and made of differentiable ops: TensorFlow derives the second gradient from it.
-    """
-    quant_min, quant_max = quantized_range(num_bits, narrow_range)
-    nudged = nudge(x, min, max, quant_min, quant_max, axis, include_zero)
-    x = tf.cast(x, min.dtype)
-    zero = tf.zeros_like(grad_y)
-    inside = tf.logical_or(nudged.is_zero, tf.logical_and(x >= nudged.min, x <= nudged.max))
-    below = tf.logical_and(tf.logical_not(nudged.is_zero), x < nudged.min)
-    above = tf.logical_and(tf.logical_not(nudged.is_zero), x > nudged.max)
-    grad_min = _sum_per_channel(tf.where(below, grad_y, zero), axis)
-    grad_max = _sum_per_channel(tf.where(above, grad_y, zero), axis)
-    if include_zero:
-        steps = tf.constant(quant_max - quant_min, min.dtype)
-        grad_min, grad_max = _gradient_of_range_with_zero(grad_min, grad_max, min, max, steps)
-    return tf.where(inside, grad_y, zero), tf.cast(grad_min, min.dtype), tf.cast(grad_max, max.dtype)
-
-
-def fake_quant_jvp(to_x, to_min, to_max, x, min, max, num_bits, narrow_range, axis, include_zero):
-    """The tangent of the output of `fake_quant`, for tangents of x, min and max: `fake_quant_gradient` transposed."""
-    quant_min, quant_max = quantized_range(num_bits, narrow_range)
-    nudged = nudge(x, min, max, quant_min, quant_max, axis, include_zero)
-    if include_zero:
-        steps = tf.constant(quant_max - quant_min, min.dtype)
-        to_min, to_max = _jvp_of_range_with_zero(to_min, to_max, min, max, steps)
-    to_min, to_max = (_broadcast_to_channels(tf.cast(tangent, to_x.dtype), x, axis) for tangent in (to_min, to_max))
-    x = tf.cast(tf.stop_gradient(x), min.dtype)
-    inside = tf.logical_or(nudged.is_zero, tf.logical_and(x >= nudged.min, x <= nudged.max))
-    below = tf.logical_and(tf.logical_not(nudged.is_zero), x < nudged.min)
-    above = tf.logical_and(tf.logical_not(nudged.is_zero), x > nudged.max)
-    zero = tf.zeros_like(to_x)
-    return tf.where(inside, to_x, tf.where(below, to_min, tf.where(above, to_max, zero)))
-
-
-def quantized_range(num_bits: int, narrow_range: bool) -> tuple[int, int]:
-    """The smallest and the largest integer of the grid: [0, 2^num_bits - 1], from 1 with `narrow_range`."""
-    return int(narrow_range), 2**num_bits - 1
-
-
-def nudge(x, min, max, quant_min, quant_max, axis, include_zero) -> NudgedRange:
-    """Moves [min, max] so that zero is on the grid, and checks that the range can be divided by.
-
-    Raises:
-        InvalidArgumentError: when it runs, the range is not finite, is empty, or is too narrow for float32.
-    """
-    min, max = as_runtime_value(min), as_runtime_value(max)
-    steps = as_runtime_value(tf.constant(quant_max - quant_min, min.dtype))
-    ordered = tf.logical_and(tf.logical_and(min > -np.inf, max < np.inf), min <= max)  # NaN is not
-    if include_zero:
-        min, max = range_with_zero(min, max, steps)
-    scale = (max - min) / steps
-    is_zero = tf.logical_and(tf.equal(min, 0.0), tf.equal(max, 0.0))
-    valid = tf.logical_and(ordered, tf.logical_or(is_zero, _is_positive_and_normal(scale)))
-    message = "fake_quant: min and max must be finite and min less than max (or both 0), got min"
-    scale = _checked(valid, scale, [message, min, "and max", max])
-    inv_scale = steps / (max - min)
-    # std::round of a non-negative number: halves go up, and 0.49999997 does not.
-    from_min = quant_min - min / scale
-    whole = tf.floor(from_min)
-    rounded = tf.where(from_min - whole >= 0.5, whole + 1.0, whole)
-    zero_point = tf.clip_by_value(rounded, quant_min, quant_max)
-    nudged = ((quant_min - zero_point) * scale, (quant_max - zero_point) * scale, scale, inv_scale, is_zero)
-    return NudgedRange(*(_broadcast_to_channels(value, x, axis) for value in nudged))
-
-
-def range_with_zero(min, max, steps):
-    """[min, max] moved by less than a step so that zero is on the grid, or stretched to zero.
-
-    The float32 arithmetic of MCT's `adjust_range_to_include_zero`
-    (model_compression_toolkit/qat/keras/quantizer/quant_utils.py).
-    """
-    scale = (max - min) / steps
-    min_on_grid = scale * tf.round(min / scale)
-    max_on_grid = max - min + min_on_grid
-    zero = tf.zeros_like(min)
-    min_with_zero = tf.where(min > 0, zero, tf.where(max < 0, min, min_on_grid))
-    max_with_zero = tf.where(max < 0, zero, tf.where(min > 0, max, max_on_grid))
-    is_zero = tf.logical_and(tf.equal(min, 0.0), tf.equal(max, 0.0))  # scale is 0 there: 0 / 0 above
-    return tf.where(is_zero, zero, min_with_zero), tf.where(is_zero, zero, max_with_zero)
-
-
-def range_stretched_to_zero(min, max):
-    """[min, max], or the range from zero to the end that is farther from it where zero is outside."""
-    return tf.minimum(min, tf.zeros_like(min)), tf.maximum(max, tf.zeros_like(max))
-
-
-def _gradient_of_range_with_zero(grad_min, grad_max, min, max, steps):
-    """The chain rule through `range_with_zero`, rounding taken as constant.
-
-    With k = round(min / scale), a range across zero becomes [k, k + steps] * (max - min) / steps: both ends
-    depend on max - min alone.
-    """
-    lower, no_width = _lowest_step(min, max, steps, grad_min.dtype)
-    of_width = lower * grad_min + (1.0 + lower) * grad_max
-    across_min = tf.where(no_width, grad_min, -of_width)
-    across_max = tf.where(no_width, grad_max, of_width)
-    zero = tf.zeros_like(grad_min)
-    return (
-        tf.where(min > 0, zero, tf.where(max < 0, grad_min, across_min)),
-        tf.where(max < 0, zero, tf.where(min > 0, grad_max, across_max)),
-    )
-
-
-def _jvp_of_range_with_zero(to_min, to_max, min, max, steps):
-    """The tangents of `range_with_zero`, for tangents of min and max: `_gradient_of_range_with_zero` transposed."""
-    lower, no_width = _lowest_step(min, max, steps, to_min.dtype)
-    to_width = to_max - to_min
-    across_min = tf.where(no_width, to_min, lower * to_width)
-    across_max = tf.where(no_width, to_max, (1.0 + lower) * to_width)
-    zero = tf.zeros_like(to_min)
-    return (
-        tf.where(min > 0, zero, tf.where(max < 0, to_min, across_min)),
-        tf.where(max < 0, zero, tf.where(min > 0, to_max, across_max)),
-    )
-
-
-def _lowest_step(min, max, steps, dtype):
-    """Where a range across zero starts, as a part of its width, and whether it has none (or ends that are not finite).
-
-    It is 0 in the latter case.
-    """
-    min, max, steps = (as_runtime_value(value) for value in (min, max, steps))
-    lower = tf.cast(tf.round(min / ((max - min) / steps)), dtype) / tf.cast(steps, dtype)
-    no_width = tf.logical_not(tf.math.is_finite(lower))
-    return tf.where(no_width, tf.zeros_like(lower), lower), no_width
+__all__ = [
+    "lsq_symmetric",
+    "lsq_symmetric_jvp",
+    "lsq_uniform",
+    "lsq_uniform_jvp",
+    "symmetric_grid",
+    "uniform_grid",
+]
 
 
 class LsqGrid(NamedTuple):
@@ -281,7 +117,7 @@ def symmetric_grid(x, threshold, num_bits, signed, grad_scale, axis, power_of_tw
     if not power_of_two:
         step = _pass_through_gradient_scale(step, grad_scale)
     message = "lsq_symmetric: threshold must be positive, finite and such that the step is a normal number, got"
-    step = _broadcast_to_channels(_checked(_is_positive_and_normal(step), step, [message, given]), x, axis)
+    step = broadcast_to_channels(checked(is_positive_and_normal(step), step, [message, given]), x, axis)
     return LsqGrid(step, tf.zeros_like(step), -levels if signed else 0, levels - 1)
 
 
@@ -329,13 +165,13 @@ def lsq_uniform_gradient(grad_y, x, min, max, num_bits, grad_scale, axis, min_wi
     grad_x, grad_step, grad_offset = _gradients_of_grid(grad_y, x, grid, axis)
     steps = as_runtime_value(tf.constant(2**num_bits - 1, min.dtype))
     grad_width = _gradient_scale(grad_scale, tf.float64) * grad_step / tf.cast(steps, tf.float64)
-    min, max = _at_least_as_wide(min, max, min_width)  # whose gradient passes straight through
+    min, max = at_least_as_wide(min, max, min_width)  # whose gradient passes straight through
     if exact_zero:  # an end that zero took the place of has no gradient
         grad_min = tf.where(min > 0, tf.zeros_like(grad_width), -grad_width)
         grad_max = tf.where(max < 0, tf.zeros_like(grad_width), grad_width)
     else:
         grad_min, grad_max = grad_offset - grad_width, grad_width
-        grad_min, grad_max = _gradient_of_range_with_zero(grad_min, grad_max, min, max, steps)
+        grad_min, grad_max = gradient_of_range_with_zero(grad_min, grad_max, min, max, steps)
     return grad_x, tf.cast(grad_min, min.dtype), tf.cast(grad_max, max.dtype)
 
 
@@ -344,13 +180,13 @@ def lsq_uniform_jvp(to_x, to_min, to_max, x, min, max, num_bits, grad_scale, axi
     x, min, max = tf.stop_gradient(x), tf.stop_gradient(min), tf.stop_gradient(max)
     grid = uniform_grid(x, min, max, num_bits, grad_scale, axis, min_width, exact_zero)
     steps = as_runtime_value(tf.constant(2**num_bits - 1, min.dtype))
-    min, max = _at_least_as_wide(min, max, min_width)
+    min, max = at_least_as_wide(min, max, min_width)
     to_min, to_max = tf.cast(to_min, tf.float64), tf.cast(to_max, tf.float64)
     if exact_zero:
         to_min = tf.where(min > 0, tf.zeros_like(to_min), to_min)
         to_max = tf.where(max < 0, tf.zeros_like(to_max), to_max)
     else:
-        to_min, to_max = _jvp_of_range_with_zero(to_min, to_max, min, max, steps)
+        to_min, to_max = jvp_of_range_with_zero(to_min, to_max, min, max, steps)
     to_step = _gradient_scale(grad_scale, tf.float64) * (to_max - to_min) / tf.cast(steps, tf.float64)
     to_offset = tf.zeros_like(to_min) if exact_zero else to_min
     return _jvp_of_grid(to_x, to_step, to_offset, x, grid, axis)
@@ -368,20 +204,20 @@ def uniform_grid(x, min, max, num_bits, grad_scale, axis, min_width, exact_zero)
     """
     largest = 2**num_bits - 1
     given = min, max
-    min, max = _at_least_as_wide(as_runtime_value(min), as_runtime_value(max), min_width)
+    min, max = at_least_as_wide(as_runtime_value(min), as_runtime_value(max), min_width)
     steps = as_runtime_value(tf.constant(largest, min.dtype))
     ordered = tf.logical_and(tf.logical_and(min > -np.inf, max < np.inf), min <= max)  # NaN is not
     min, max = range_stretched_to_zero(min, max) if exact_zero else range_with_zero(min, max, steps)
     unscaled = (max - min) / steps
     step = _pass_through_gradient_scale(unscaled, grad_scale)
     message = "lsq_uniform: min and max must be finite and min less than max, got min"
-    valid = tf.logical_and(ordered, _is_positive_and_normal(step))
-    step = _broadcast_to_channels(_checked(valid, step, [message, given[0], "and max", given[1]]), x, axis)
+    valid = tf.logical_and(ordered, is_positive_and_normal(step))
+    step = broadcast_to_channels(checked(valid, step, [message, given[0], "and max", given[1]]), x, axis)
     if not exact_zero:
-        return LsqGrid(step, _broadcast_to_channels(min, x, axis), 0, largest)
+        return LsqGrid(step, broadcast_to_channels(min, x, axis), 0, largest)
     # Clipped for ranges that end in zero, whose quotient is -largest but for its rounding.
     lowest = tf.clip_by_value(_round_half_even(min / unscaled), -float(largest), 0.0)
-    lowest = _broadcast_to_channels(lowest, x, axis)
+    lowest = broadcast_to_channels(lowest, x, axis)
     return LsqGrid(step, tf.zeros_like(step), lowest, lowest + float(largest))
 
 
@@ -395,18 +231,17 @@ def _gradients_of_grid(grad_y, x, grid: LsqGrid, axis):
     """The gradients of `_quantize_to_grid` to x, and to step and offset as sums in float64, per channel."""
     inside, of_step, of_offset = _derivatives_of_grid(x, grid)
     grad_x = tf.where(inside, grad_y, tf.zeros_like(grad_y))
-    grad_y = tf.cast(grad_y, of_step.dtype)
-    zero = tf.zeros_like(grad_y)
-    # Not multiplied by 0: a gradient that does not count may be infinite.
-    grad_step = tf.where(tf.equal(of_step, 0.0), zero, grad_y * of_step)
-    return grad_x, _sum_per_channel(grad_step, axis), _sum_per_channel(tf.where(of_offset, grad_y, zero), axis)
+    zero = tf.zeros_like(of_step)
+    is_number = tf.logical_or(inside, of_offset)
+    grad_y = tf.where(is_number, tf.cast(grad_y, zero.dtype), zero)  # not times 0: it may be infinite
+    return grad_x, sum_per_channel(grad_y * of_step, axis), sum_per_channel(tf.where(of_offset, grad_y, zero), axis)
 
 
 def _jvp_of_grid(to_x, to_step, to_offset, x, grid: LsqGrid, axis):
     """The tangent of `_quantize_to_grid`, for a tangent of x and float64 ones of step and offset, per channel."""
     inside, of_step, of_offset = _derivatives_of_grid(x, grid)
     to_step, to_offset = (
-        _broadcast_to_channels(tf.cast(tangent, of_step.dtype), x, axis) for tangent in (to_step, to_offset)
+        broadcast_to_channels(tf.cast(tangent, of_step.dtype), x, axis) for tangent in (to_step, to_offset)
     )
     zero = tf.zeros_like(to_x)
     by_offset = tf.where(of_offset, to_offset, tf.zeros_like(of_step))
@@ -459,45 +294,3 @@ def _at_least(threshold, min_threshold):
         return threshold
     least = tf.constant(np.float32(min_threshold), threshold.dtype)
     return tf.where(threshold < least, least, threshold)
-
-
-def _at_least_as_wide(min, max, min_width):
-    """[min, max], or a range of `min_width` about its middle if it is narrower than that or inverted."""
-    if min_width == 0:  # no guard: an empty or inverted range is refused
-        return min, max
-    width = tf.constant(np.float32(min_width), min.dtype)
-    narrow = max - min < width
-    middle = 0.5 * min + 0.5 * max
-    return tf.where(narrow, middle - 0.5 * width, min), tf.where(narrow, middle + 0.5 * width, max)
-
-
-def _is_positive_and_normal(step):
-    return tf.logical_and(step >= np.finfo(step.dtype.as_numpy_dtype).tiny, step <= step.dtype.max)
-
-
-def _checked(valid, value, message):
-    """`value`, once an assertion has seen that all of it is valid; what is not is NaN where XLA drops the assertion."""
-    assertion = tf.debugging.Assert(tf.reduce_all(valid), message)
-    with tf.control_dependencies([] if assertion is None else [assertion]):  # an eager one has run
-        return tf.where(valid, value, tf.constant(np.nan, value.dtype))
-
-
-def _broadcast_to_channels(value, x, axis):
-    """Reshapes a [channels] tensor to have x's rank, with its values along `axis`."""
-    if axis is None:
-        return value
-    if x.shape.rank is not None:  # static, as XLA asks for
-        return tf.reshape(value, [-1 if i == axis % x.shape.rank else 1 for i in range(x.shape.rank)])
-    rank = tf.rank(x)
-    return tf.reshape(value, tf.tensor_scatter_nd_update(tf.ones([rank], tf.int32), [[axis % rank]], [-1]))
-
-
-def _sum_per_channel(values, axis):
-    """Sums over all axes but `axis`, in float64."""
-    values = tf.cast(values, tf.float64)
-    if axis is None:
-        return tf.reduce_sum(values)
-    if values.shape.rank is not None:
-        return tf.reduce_sum(values, [i for i in range(values.shape.rank) if i != axis % values.shape.rank])
-    rank = tf.rank(values)
-    return tf.reduce_sum(values, tf.boolean_mask(tf.range(rank), tf.not_equal(tf.range(rank), axis % rank)))
