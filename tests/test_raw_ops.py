@@ -79,15 +79,12 @@ def test_a_graph_from_before_an_attribute_was_added_runs_as_it_did():
     """As SavedModels hold them: what is not in the file has its default."""
     call = tf.function(lambda x: qatfast.ops.lsq_uniform(x, -1.0, 2.0, grad_scale=0.37))
     graph = call.get_concrete_function(tf.TensorSpec([3])).graph.as_graph_def()
-    nodes = [node for node in graph.node if node.op == "QatfastLsqUniform"] or [
-        node for function in graph.library.function for node in function.node_def if node.op == "QatfastLsqUniform"
-    ]
-    for node in nodes:
-        del node.attr["exact_zero"]
-    x = np.float32([-3.0, 0.1, 5.0])
+    (node,) = (node for node in graph.node if node.op == "QatfastLsqUniform")
+    del node.attr["exact_zero"]
+    x = tf.constant([-3.0, 0.1, 5.0])
     imported = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(graph, name=""), [])
     placeholder = next(op for op in imported.graph.get_operations() if op.type == "Placeholder")
-    run = imported.prune(placeholder.outputs[0], imported.graph.get_tensor_by_name(f"{nodes[0].name}:0"))
+    run = imported.prune(placeholder.outputs[0], imported.graph.get_tensor_by_name(f"{node.name}:0"))
     np.testing.assert_array_equal(run(x), call(x))
 
 
