@@ -75,6 +75,19 @@ def test_bad_attributes_of_lsq_are_named(attributes, message):
         RAW.qatfast_lsq_uniform(tf.zeros([2]), -1.0, 1.0, min_width=-1.0)
 
 
+def test_a_graph_from_before_an_attribute_was_added_runs_as_it_did():
+    """As SavedModels hold them: what is not in the file has its default."""
+    call = tf.function(lambda x: qatfast.ops.lsq_uniform(x, -1.0, 2.0, grad_scale=0.37))
+    graph = call.get_concrete_function(tf.TensorSpec([3])).graph.as_graph_def()
+    (node,) = (node for node in graph.node if node.op == "QatfastLsqUniform")
+    del node.attr["exact_zero"]
+    x = tf.constant([-3.0, 0.1, 5.0])
+    imported = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(graph, name=""), [])
+    placeholder = next(op for op in imported.graph.get_operations() if op.type == "Placeholder")
+    run = imported.prune(placeholder.outputs[0], imported.graph.get_tensor_by_name(f"{node.name}:0"))
+    np.testing.assert_array_equal(run(x), call(x))
+
+
 SHAPE_ERRORS = [
     (([3, 4], [1], []), {}, r"QatfastFakeQuant: min must be of shape \[\] for x of shape \[3,4\], got \[1\]"),
     (([3, 4], [], [4]), {}, r"QatfastFakeQuant: max must be of shape \[\] for x of shape \[3,4\], got \[4\]"),

@@ -111,16 +111,19 @@ struct PassMap {
   }
 };
 
-// The gradient to x; what the element adds to the sums goes to terms[0 .. kTerms). What passes keeps its bits, as on
-// the CPU and in PassMap, so it is not what Backward returns of the flushed number.
+// The gradient to x; what the element adds to the sums goes to terms[0 .. kTerms).
 template <typename T, typename Formula>
 __device__ T BackwardElement(const Formula& formula, const Channel<Formula>& channel, T grad_y, T x,
                              Arithmetic<T>* terms) {
   const Arithmetic<T> value = ToArithmetic(x);
-  formula.Backward(ToArithmetic(grad_y), value, channel.prepared, terms);
-  const bool passes = channel.is_zero | formula.Passes(value, channel.prepared);
-  for (int term = 0; term < Formula::kTerms; ++term) terms[term] = channel.is_zero ? Arithmetic<T>(0) : terms[term];
-  return passes ? grad_y : T();
+  const Arithmetic<T> passed = formula.Backward(ToArithmetic(grad_y), value, channel.prepared, terms);
+  if (channel.is_zero) {
+    for (int term = 0; term < Formula::kTerms; ++term) terms[term] = 0;
+    return grad_y;
+  }
+  // What passes keeps its bits, of which ToArithmetic takes some from a denormal double and from -0.
+  if constexpr (std::is_same_v<T, double>) return formula.Passes(value, channel.prepared) ? grad_y : T();
+  return FromArithmetic<T>(passed);
 }
 
 }  // namespace cuda

@@ -60,14 +60,18 @@ class DeviceArray {
       const bool has_dlpack = py::hasattr(array, "__dlpack__") && py::hasattr(array, "__dlpack_device__");
       if (has_dlpack && IsOnCuda(array)) {
         ReadDlpack(op, argument);
+        if (view_.size() > 0) device_ = DlpackDevice(array)[1].cast<int>();
         return;
       }
       if (!has_dlpack && py::hasattr(array, "__cuda_array_interface__")) {
         ReadCudaArrayInterface(op, argument);
         return;
       }
+      // What has one of the interfaces by name alone, as a class has, fails in one of these ways.
     } catch (const py::cast_error&) {
-      // It has one of the interfaces by name alone.
+    } catch (const py::type_error&) {
+    } catch (const py::error_already_set& error) {
+      if (!error.matches(PyExc_TypeError) && !error.matches(PyExc_KeyError)) throw;
     }
     Fail(op, argument, "an array on a CUDA device", py::type::of(array).attr("__name__").cast<std::string>());
   }
@@ -78,8 +82,13 @@ class DeviceArray {
   int device() const { return device_; }
 
  private:
+  static py::tuple DlpackDevice(const py::object& array) {
+    const auto device = array.attr("__dlpack_device__")().cast<py::tuple>();
+    if (device.size() != 2) throw py::cast_error();
+    return device;
+  }
   static bool IsOnCuda(const py::object& array) {
-    const int device = array.attr("__dlpack_device__")().cast<py::tuple>()[0].cast<int>();
+    const int device = DlpackDevice(array)[0].cast<int>();
     return device == dlpack::kCuda || device == dlpack::kCudaManaged;
   }
 
@@ -102,7 +111,6 @@ class DeviceArray {
     for (int i = 0; tensor.strides != nullptr && i < tensor.rank; ++i) {
       view_.strides[i] = tensor.strides[i] * view_.itemsize;
     }
-    if (view_.size() > 0) device_ = tensor.device.id;
   }
 
   void ReadCudaArrayInterface(const std::string& op, const std::string& argument) {

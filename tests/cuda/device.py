@@ -31,6 +31,20 @@ class DeviceArray:
         return {"version": 3, "shape": self.shape, "typestr": typestr, "data": data, "strides": None}
 
 
+class DlpackArray:
+    """NumPy memory that DLPack says is a CUDA device's, as PyTorch's and CuPy's arrays do."""
+
+    def __init__(self, array, device=(2, 0)):
+        self.array, self.device, self.streams = array, device, []
+
+    def __dlpack_device__(self):
+        return self.device
+
+    def __dlpack__(self, stream=None):
+        self.streams.append(stream)
+        return self.array.__dlpack__()
+
+
 class Device:
     """The functions of `_core.cuda` on one device, and its memory (that of a NumPy-like module).
 

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
-from device import Device, DeviceArray
+from device import Device, DeviceArray, DlpackArray
 
 FLOAT = np.float32
 
@@ -106,20 +106,6 @@ def test_an_unknown_op_or_axis_has_no_workspace(device):
         device.functions.workspace_size("lsq", x)
     with pytest.raises(ValueError, match="workspace_size: axis must be an axis of x"):
         device.functions.workspace_size("fake_quant", x, axis=5)
-
-
-class DlpackArray:
-    """NumPy memory that DLPack says is a CUDA device's, as PyTorch's and CuPy's arrays do."""
-
-    def __init__(self, array, device=(2, 0)):
-        self.array, self.device, self.streams = array, device, []
-
-    def __dlpack_device__(self):
-        return self.device
-
-    def __dlpack__(self, stream=None):
-        self.streams.append(stream)
-        return self.array.__dlpack__()
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])

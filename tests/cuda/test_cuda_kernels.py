@@ -118,6 +118,25 @@ def test_unaligned_views_give_the_same_bits_and_nothing_is_written_outside(
 
 
 @pytest.mark.parametrize(("op", "dtype", "shape", "axis"), SOME_CASES)
+def test_gradients_that_are_denormal_or_zero_keep_their_bits(device, core, op, dtype, shape, axis):
+    _, x, parameters = draw_case(op, dtype, shape, axis)
+    smallest = float(ml_dtypes.finfo(dtype).tiny)
+    special = [0.0, -0.0, smallest, -smallest, smallest / 3, -smallest / 3, smallest / 100, 1.0, np.inf, np.nan]
+    grad_y = np.resize(np.asarray(special), shape).astype(dtype)
+    expected = backward(core, op, grad_y, x, parameters, axis=axis)[0]
+    on_grad_y, on_x, *on_parameters = put_all(device, grad_y, x, *parameters)
+    _, mask = device.forward(op, on_x, on_parameters, axis=axis, save_mask=True)
+    gradients = [
+        device.backward(op, on_grad_y, on_x, on_parameters, axis=axis)[0],
+        device.straight_through_grad(on_grad_y, mask),
+    ]
+    if op == "fake_quant":
+        gradients += device.backward(op, on_grad_y, on_x, on_parameters, axis=axis, with_sums=False)
+    for gradient in gradients:
+        assert_same_bits(device.get(gradient), expected)
+
+
+@pytest.mark.parametrize(("op", "dtype", "shape", "axis"), SOME_CASES)
 def test_output_may_be_an_input(device, op, dtype, shape, axis):
     grad_y, x, parameters = draw_case(op, dtype, shape, axis)
     on_grad_y, on_x, *on_parameters = put_all(device, grad_y, x, *parameters)
