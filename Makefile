@@ -1,4 +1,5 @@
-# make demo | test | bench | lint | cuda-check. Each makes the virtual environment that it needs, and installs what is missing.
+# make demo | test | bench | lint | cuda-check | matrix. Each makes the virtual environment that it needs, and installs
+# what is missing.
 #
 # TF is the TensorFlow to build against and run on: make test TF=2.15.1. Each has an environment of its own.
 
@@ -26,7 +27,7 @@ EMULATION_FLAGS := -O1 -std=c++17 -fPIC -fvisibility=hidden -ffp-contract=off -f
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: install demo test bench lint format cuda-check clean
+.PHONY: install demo test matrix bench lint format cuda-check clean
 
 install: $(VENV)/.installed
 
@@ -55,6 +56,10 @@ test: install $(if $(CUDA_SOURCES),$(EMULATION)/_emulated_cuda.so)
 # Compiles the CUDA kernels for every architecture: no warning, no spill, the table in docs/ up to date.
 cuda-check:
 	QATFAST_JOBS=$(JOBS) $(PYTHON) tools/cuda_report.py --check
+
+# Builds for every supported TensorFlow minor, and runs the op and model tests on each: half an hour, 2 GB at a time.
+matrix:
+	$(PYTHON) tools/tf_matrix.py --jobs $(JOBS) --output build/matrix
 
 # BENCH: options for pytest, such as --quick or --shape 1024,1024. COMPARE: an earlier JSON.
 bench: install
