@@ -43,7 +43,7 @@ def newest_of_each_minor() -> list[str]:
     command = [sys.executable, "-m", "pip", "index", "versions", "tensorflow"]
     listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     listed = re.search(r"Available versions: (.+)", listing).group(1).split(", ")
-    patches = {minor: [version for version in listed if version.startswith(f"2.{minor}.")] for minor in allowed_minors()}
+    patches = {minor: [found for found in listed if found.startswith(f"2.{minor}.")] for minor in allowed_minors()}
     missing = [f"2.{minor}" for minor, found in patches.items() if not found]
     if missing:
         raise SystemExit(f"tf_matrix: the package index has no TensorFlow {', '.join(missing)} for this Python")
