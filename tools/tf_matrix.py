@@ -88,7 +88,7 @@ def row(version: str, output: Path, jobs: str) -> dict:
         result |= {name: found.get(name, "does not import") for name in ("python", "keras", "instruction_set")}
         files = [f"tests/test_{name}.py" for name in TESTS]
         options = ["-q", "-n", jobs, "--dist", "worksteal", f"--junitxml={report}", "-p", "no:cacheprovider"]
-        result["ok"] = run([python, "-m", "pytest", *options, *files], log, TF_CPP_MIN_LOG_LEVEL="2")
+        result["ok"] = run([python.with_name("pytest"), *options, *files], log, TF_CPP_MIN_LOG_LEVEL="2")
     return {"ok": False} | result | count(report) | {"test_seconds": round(time.monotonic() - start)}
 
 
