@@ -1,8 +1,13 @@
-"""Cases for the kernels without TensorFlow: every op on the grid's layouts, and on larger ones."""
+"""The kernels without TensorFlow, and cases for them: every op on the grid's layouts, and on larger ones."""
 
 import ml_dtypes
 import numpy as np
 from grid import LAYOUTS, PARAMETER_DTYPE, draw_gradients, draw_inputs, draw_ranges, draw_thresholds, number_of_channels
+
+try:
+    from qatfast import _core
+except ImportError:  # no TensorFlow here: the module by itself, built for a GPU or with a sanitizer
+    import _core
 
 # Large enough for several blocks of work in each regime of the kernels, which the grid of shapes is not.
 LARGE_LAYOUTS = [
@@ -21,6 +26,16 @@ DTYPES = [np.float16, ml_dtypes.bfloat16, np.float64]
 # Every op on the whole grid in float32, and on a part of it in the other types.
 CASES = [(op, np.float32, shape, axis) for op in OPS for shape, axis in LAYOUTS + LARGE_LAYOUTS]
 CASES += [(op, dtype, shape, axis) for op in OPS for dtype in DTYPES for shape, axis in FEW_LAYOUTS]
+
+
+def forward(op, x, parameters, **run):
+    """y of a kernel, or y and the mask."""
+    return getattr(_core, op)(x, *parameters, **OPS[op], **run)
+
+
+def backward(op, grad_y, x, parameters, **run):
+    """grad_x and the gradients of the parameters of a kernel."""
+    return getattr(_core, f"{op}_grad")(grad_y, x, *parameters, **OPS[op], **run)
 
 
 def draw_case(op, dtype, shape, axis, seed=0):

@@ -1,24 +1,13 @@
-"""The kernels on NumPy arrays: threads, instruction sets, views, errors."""
+"""The kernels on NumPy arrays: threads, instruction sets, views, errors. Needs no TensorFlow: see `make sanitize`."""
 
 import ml_dtypes
 import numpy as np
 import pytest
 from grid import LAYOUTS, assert_same_bits
-from kernel_cases import CASES, LARGE_LAYOUTS, OPS, draw_case
-
-import qatfast
-from qatfast import _core
+from kernel_cases import CASES, LARGE_LAYOUTS, _core, backward, draw_case, forward
 
 X = np.zeros((3, 4), np.float32)
 LOW, HIGH = np.float32(-1), np.float32(1)
-
-
-def forward(op, x, parameters, **run):
-    return getattr(_core, op)(x, *parameters, **OPS[op], **run)
-
-
-def backward(op, grad_y, x, parameters, **run):
-    return getattr(_core, f"{op}_grad")(grad_y, x, *parameters, **OPS[op], **run)
 
 
 def assert_all_same_bits(actual, expected):
@@ -57,13 +46,6 @@ def test_the_mask_is_where_the_gradient_passes_a_bit_per_element_in_order(op, dt
     _, mask = forward(op, x, parameters, axis=axis, save_mask=True, num_threads=2)
     passes = backward(op, ones, x, parameters, axis=axis)[0] == ones
     np.testing.assert_array_equal(mask, np.packbits(passes.ravel(), bitorder="little"))
-
-
-@pytest.mark.parametrize(("op", "dtype", "shape", "axis"), CASES)
-def test_equals_the_tensorflow_op(op, dtype, shape, axis):
-    _, x, parameters = draw_case(op, dtype, shape, axis)
-    expected = getattr(qatfast.ops, op)(x, *parameters, axis=axis, **OPS[op])
-    assert_same_bits(forward(op, x, parameters, axis=axis), expected)
 
 
 @pytest.mark.parametrize("offset", [0, 1, 5, 16])
