@@ -96,8 +96,10 @@ def quantize(x, grad_y, step, offset, smallest, largest, axis):
     """y, grad_x, and as Sums: the gradient to the step, and the gradient that did not pass."""
     a = step.dtype.type
     step, offset = along_axis(step, x.ndim, axis), along_axis(offset, x.ndim, axis)
+    wide = x.astype(a)
+    wide = np.where(np.abs(wide) < np.finfo(a).tiny, a(0), wide)  # TensorFlow's kernels take a denormal number for zero
     with np.errstate(over="ignore", invalid="ignore"):
-        place = (x.astype(a) - offset) / step
+        place = (wide - offset) / step
         rounded = np.rint(place) + a(0)
         clipped = np.minimum(np.maximum(rounded, a(smallest)), a(largest))
         y = (step * clipped + offset).astype(x.dtype)
