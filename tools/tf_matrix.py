@@ -27,8 +27,10 @@ TESTS = [
 ]  # fmt: skip
 # Prints what an environment holds, as JSON.
 FACTS = """
-import json, platform, qatfast, tensorflow as tf
-print(json.dumps({"python": platform.python_version(), "keras": tf.keras.__version__, **qatfast.build_info()}))
+import json, platform, qatfast, sys, tensorflow as tf
+keras = sys.modules[tf.keras.Model.__module__.split(".")[0]]
+keras = f"{keras.__name__} {keras.__version__}"
+print(json.dumps({"python": platform.python_version(), "keras": keras, **qatfast.build_info()}))
 """
 
 
