@@ -8,8 +8,8 @@ from models import conv_net, images, labels
 import qatfast
 from qatfast import QATConfig, TrainingMethod
 
-# What values that a rounding apart moves to the other side of a tie may change of a loss in a step, relatively.
-TIE = 1e-3
+# What values that a rounding moves to the other side of a tie may change of a loss, relatively, in 20 steps.
+TIES = 1e-3
 
 
 def quantize(method):
@@ -52,8 +52,7 @@ def test_compiled_training_steps_are_as_near_the_graph_s_as_the_float_model_s_bu
         f"the float model's within {of_float.max():.1e}"
     )
     assert of_float.max() < 1e-5
-    assert quantized[0] < of_float[0] + TIE
-    assert quantized.max() < of_float.max() + len(quantized) * TIE
+    assert quantized.max() < of_float.max() + TIES
 
 
 def test_what_is_called_in_a_compiled_function_is_compiled_with_it():

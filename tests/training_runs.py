@@ -108,11 +108,14 @@ def train(arguments):
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     backup = [tf.keras.callbacks.BackupAndRestore(str(arguments.backup))] if arguments.backup else []
     model.fit(dataset.with_options(options), epochs=arguments.epochs, verbose=0, callbacks=[Watch(), *backup])
+    named = {f"{index} {variable.name}": variable for index, variable in enumerate(model.variables)}
+    # How Keras names what the optimizer keeps differs where it was made before `fit`, for a backup that is restored.
+    named |= {f"{index} optimizer": variable for index, variable in enumerate(model.optimizer.variables)}
     values = {}
-    for index, variable in enumerate(model.variables + model.optimizer.variables):
+    for name, variable in named.items():
         for replica, value in enumerate(getattr(variable, "values", [variable])):
-            values[f"{index} {variable.name} {replica}"] = value.numpy()
-    np.savez(folder / "weights.npz", **{name.replace("/", "|"): value for name, value in values.items()})
+            values[f"{name} {replica}".replace("/", "|")] = value.numpy()
+    np.savez(folder / "weights.npz", **values)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ stage() {
 }
 
 # Python itself leaks what it interns. GCC 12 crashes on its own aligned stores to a stack that it keeps after return.
+# Reports are printed as they are made: -s, since what pytest captures is lost with the process.
 export ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0:strict_string_checks=1
 export UBSAN_OPTIONS=print_stacktrace=1
 # Calls from libraries that were built without the sanitizer (Python, NumPy) are not watched for races; all accesses of
@@ -33,7 +34,7 @@ export UBSAN_OPTIONS=print_stacktrace=1
 export TSAN_OPTIONS=halt_on_error=1:exitcode=66
 for sanitizer in address:libasan.so thread:libtsan.so; do
   name=${sanitizer%%:*} library=${sanitizer#*:}
-  stage "$name" "$library" "$python" -m pytest -q --noconftest -p no:cacheprovider tests/test_core.py
+  stage "$name" "$library" "$python" -m pytest -q -s --noconftest -p no:cacheprovider tests/test_core.py
   stage "$name" "$library" "$python" tools/fuzz.py --seconds "$seconds"
 done
 
