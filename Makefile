@@ -1,5 +1,5 @@
-# make demo | test | bench | lint | cuda-check | matrix. Each makes the virtual environment that it needs, and installs
-# what is missing.
+# make demo | test | bench | lint | cuda-check | sanitize | fuzz | matrix. Each makes the virtual environment that it
+# needs, and installs what is missing.
 #
 # TF is the TensorFlow to build against and run on: make test TF=2.15.1. Each has an environment of its own.
 
@@ -7,6 +7,7 @@ TF ?= 2.21.0
 PYTHON ?= python3
 BENCH ?=
 COMPARE ?=
+SECONDS ?= 60
 JOBS ?= $(shell nproc)
 VENV := .venv/tf-$(TF)
 LINT := .venv/lint
@@ -41,7 +42,7 @@ endef
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: install demo test matrix bench lint format cuda-check clean
+.PHONY: install demo test sanitize fuzz matrix bench lint format cuda-check clean
 
 install: $(VENV)/.installed
 
@@ -77,6 +78,10 @@ $(SANITIZED)/%/_core.so: $(CORE)/.installed $(CORE_SOURCES) $(shell find csrc -n
 # The tests of the module and the fuzzer under AddressSanitizer and UBSan, and again under ThreadSanitizer.
 sanitize: $(SANITIZED)/address/_core.so $(SANITIZED)/thread/_core.so
 	tools/sanitize.sh $(CORE)/bin/python $(SANITIZED)
+
+# Random calls of the kernels against oracles, the stock op and each other: make fuzz SECONDS=3600.
+fuzz: install
+	$(BIN)/python tools/fuzz.py --seconds $(SECONDS)
 
 # Compiles the CUDA kernels for every architecture: no warning, no spill, the table in docs/ up to date.
 cuda-check:
