@@ -65,7 +65,7 @@ $(EMULATION)/_emulated_cuda.so: $(VENV)/.tensorflow $(EMULATED_SOURCES) $(shell 
 test: install $(if $(CUDA_SOURCES),$(EMULATION)/_emulated_cuda.so)
 	HYPOTHESIS_PROFILE=ci PYTHONPATH=$(EMULATION) $(BIN)/pytest -n $(JOBS) --dist worksteal tests
 
-$(CORE)/.installed: Makefile
+$(CORE)/.installed:
 	$(PYTHON) -m venv $(CORE)
 	$(CORE)/bin/pip install --quiet numpy ml_dtypes pytest "pybind11>=2.11"
 	touch $@
