@@ -1,4 +1,5 @@
-# make demo | test | bench | lint | cuda-check. Each makes the virtual environment that it needs, and installs what is missing.
+# make demo | test | bench | lint | cuda-check | sanitize | fuzz | matrix. Each makes the virtual environment that it
+# needs, and installs what is missing.
 #
 # TF is the TensorFlow to build against and run on: make test TF=2.15.1. Each has an environment of its own.
 
@@ -6,6 +7,7 @@ TF ?= 2.21.0
 PYTHON ?= python3
 BENCH ?=
 COMPARE ?=
+SECONDS ?= 60
 JOBS ?= $(shell nproc)
 VENV := .venv/tf-$(TF)
 LINT := .venv/lint
@@ -16,17 +18,31 @@ EXTRAS := test,bench,demo$(if $(filter 2.15.%,$(TF)),$(comma)mct)
 SOURCES := pyproject.toml setup.py cuda_build.py README.md \
 	$(shell find csrc qatfast -name '*.cc' -o -name '*.h' -o -name '*.cu' -o -name '*.py')
 FORMATTED := $(shell find csrc tests -name '*.cc' -o -name '*.h' -o -name '*.cu')
+TEST_FLAGS := -O1 -std=c++17 -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno -fno-trapping-math -Wall -Wextra \
+	-Werror -I csrc
 # The CUDA kernels compiled for a CPU, for tests: see tests/cuda_emulation/cuda_runtime.h.
 CUDA_SOURCES := $(wildcard csrc/core/*_cuda.cu)
 EMULATION := $(VENV)/emulation
 EMULATED_SOURCES := $(CUDA_SOURCES) csrc/core/cpu_execution.cc csrc/py/cuda_functions.cc tests/cuda_emulation/module.cc
-EMULATION_FLAGS := -O1 -std=c++17 -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno -fno-trapping-math \
-	-Wall -Wextra -Wno-unknown-pragmas -Werror -I tests/cuda_emulation -I csrc
+# The module _core with a sanitizer, in an environment without TensorFlow, whose threads and memory are its own affair.
+SANITIZED := build/sanitized
+CORE := .venv/core
+CORE_SOURCES := $(wildcard csrc/core/*.cc) csrc/py/module.cc
+address_FLAGS := -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=undefined,float-cast-overflow
+thread_FLAGS := -fsanitize=thread
+
+# $(call module,PYTHON,SOURCES,FLAGS): compiles and links an extension, its objects beside it.
+define module
+	mkdir -p $(@D)
+	printf '%s\n' $(2) | xargs -P $(JOBS) -I{} sh -c \
+		'$(CXX) -x c++ $(TEST_FLAGS) $(3) $$($(1) -m pybind11 --includes) -c {} -o $(@D)/$$(basename {}).o'
+	$(CXX) -shared $(3) $(addsuffix .o,$(addprefix $(@D)/,$(notdir $(2)))) -o $@
+endef
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: install demo test bench lint format cuda-check clean
+.PHONY: install demo test sanitize fuzz matrix bench lint format cuda-check clean
 
 install: $(VENV)/.installed
 
@@ -44,17 +60,36 @@ demo: install
 	$(BIN)/python examples/mnist_qat.py --output demo_output
 
 $(EMULATION)/_emulated_cuda.so: $(VENV)/.tensorflow $(EMULATED_SOURCES) $(shell find csrc tests/cuda_emulation -name '*.h')
-	mkdir -p $(EMULATION)
-	printf '%s\n' $(EMULATED_SOURCES) | xargs -P $(JOBS) -I{} sh -c \
-		'$(CXX) -x c++ $(EMULATION_FLAGS) $$($(BIN)/python -m pybind11 --includes) -c {} -o $(EMULATION)/$$(basename {}).o'
-	$(CXX) -shared $(addsuffix .o,$(addprefix $(EMULATION)/,$(notdir $(EMULATED_SOURCES)))) -o $@
+	$(call module,$(BIN)/python,$(EMULATED_SOURCES),-Wno-unknown-pragmas -I tests/cuda_emulation)
 
 test: install $(if $(CUDA_SOURCES),$(EMULATION)/_emulated_cuda.so)
 	HYPOTHESIS_PROFILE=ci PYTHONPATH=$(EMULATION) $(BIN)/pytest -n $(JOBS) --dist worksteal tests
 
+$(CORE)/.installed:
+	$(PYTHON) -m venv $(CORE)
+	$(CORE)/bin/pip install --quiet numpy ml_dtypes pytest "pybind11>=2.11"
+	touch $@
+
+# GCC 12 takes its own AVX-512 intrinsics for reads of uninitialized vectors, as in setup.py.
+$(SANITIZED)/%/_core.so: $(CORE)/.installed $(CORE_SOURCES) $(shell find csrc -name '*.h')
+	$(call module,$(CORE)/bin/python,$(CORE_SOURCES),-g1 -fno-omit-frame-pointer -Wno-maybe-uninitialized $($*_FLAGS) \
+		-DQATFAST_VERSION=\"$*\" -DQATFAST_TENSORFLOW_VERSION=\"none\")
+
+# The tests of the module and the fuzzer under AddressSanitizer and UBSan, and again under ThreadSanitizer.
+sanitize: $(SANITIZED)/address/_core.so $(SANITIZED)/thread/_core.so
+	tools/sanitize.sh $(CORE)/bin/python $(SANITIZED)
+
+# Random calls of the kernels against oracles, the stock op and each other: make fuzz SECONDS=3600.
+fuzz: install
+	$(BIN)/python tools/fuzz.py --seconds $(SECONDS)
+
 # Compiles the CUDA kernels for every architecture: no warning, no spill, the table in docs/ up to date.
 cuda-check:
 	QATFAST_JOBS=$(JOBS) $(PYTHON) tools/cuda_report.py --check
+
+# Builds for every supported TensorFlow minor, and runs the op and model tests on each: half an hour, 2 GB at a time.
+matrix:
+	$(PYTHON) tools/tf_matrix.py --jobs $(JOBS) --output build/matrix
 
 # BENCH: options for pytest, such as --quick or --shape 1024,1024. COMPARE: an earlier JSON.
 bench: install

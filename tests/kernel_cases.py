@@ -1,10 +1,15 @@
-"""Cases for the kernels without TensorFlow: every op on the grid's layouts, and on larger ones."""
+"""The kernels without TensorFlow, and cases for them: every op on the grid's layouts, and on larger ones."""
 
 from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
 from grid import LAYOUTS, PARAMETER_DTYPE, draw_gradients, draw_inputs, draw_ranges, draw_thresholds, number_of_channels
+
+try:
+    from qatfast import _core  # noqa: F401  for tests to import from here
+except ImportError:  # no TensorFlow here: the module by itself, built for a GPU or with a sanitizer
+    import _core  # noqa: F401
 
 # Large enough for several blocks of work in each regime of the kernels, which the grid of shapes is not.
 LARGE_LAYOUTS = [

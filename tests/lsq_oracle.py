@@ -116,8 +116,10 @@ def quantize(x, grad_y, step, offset, smallest, largest, axis):
         along_axis(np.asarray(value, a), x.ndim, axis if np.ndim(value) else None)
         for value in (step, offset, smallest, largest)
     )
+    wide = x.astype(a)
+    wide = np.where(np.abs(wide) < np.finfo(a).tiny, a(0), wide)  # TensorFlow's kernels take a denormal number for zero
     with np.errstate(over="ignore", invalid="ignore"):
-        place = (x.astype(a) - offset) / step
+        place = (wide - offset) / step
         rounded = np.rint(place) + a(0)
         clipped = np.minimum(np.maximum(rounded, smallest), largest)
         y = (step * clipped + offset).astype(x.dtype)

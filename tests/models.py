@@ -53,12 +53,13 @@ def digits(count):
     return ((halved - halved.mean()) / halved.std())[..., np.newaxis].astype(np.float32), digit[chosen]
 
 
-def digits_net():
-    """A classifier of `digits`: logits."""
+def digits_net(normalized=True):
+    """A classifier of `digits`: logits; without BatchNormalization on request, whose statistics are a replica's own."""
     tf.keras.utils.set_random_seed(3)
     image = tf.keras.Input((14, 14, 1))
     x = layers.Conv2D(8, 3, strides=2, use_bias=False, name="conv_0")(image)
-    x = layers.ReLU(name="relu")(layers.BatchNormalization(momentum=0.8)(x))
+    x = layers.BatchNormalization(momentum=0.8)(x) if normalized else x
+    x = layers.ReLU(name="relu")(x)
     x = layers.Conv2D(16, 3, strides=2, activation="relu", name="conv_1")(x)
     return tf.keras.Model(image, layers.Dense(10, name="logits")(layers.Flatten()(x)), name="digits_net")
 

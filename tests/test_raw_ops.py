@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from grid import assert_same_bits
+from kernel_cases import CASES, _core, draw_case, forward
 
 import qatfast
 
@@ -135,3 +137,10 @@ def test_the_channel_with_the_bad_range_is_named():
         RAW.qatfast_lsq_symmetric(tf.zeros([2, 5]), high, per_channel=True)
     with pytest.raises(tf.errors.InvalidArgumentError, match="got min -1 and max -2 in channel 3"):
         RAW.qatfast_lsq_uniform(tf.zeros([2, 5]), low, high, per_channel=True)
+
+
+@pytest.mark.parametrize(("op", "dtype", "shape", "axis"), CASES)
+def test_the_ops_are_those_of_the_module_on_arrays(op, dtype, shape, axis):
+    _, x, parameters = draw_case(op, dtype, shape, axis)
+    expected = forward(qatfast.ops, op, x, parameters, axis=axis)
+    assert_same_bits(forward(_core, op, x, parameters, axis=axis), expected)

@@ -15,6 +15,7 @@ TESTS = Path(__file__).parent.parent
 sys.path.insert(0, str(TESTS))
 
 from device import Device  # noqa: E402
+from kernel_cases import _core  # noqa: E402
 
 HAS_KERNELS = any((TESTS.parent / "csrc" / "core").glob("*_cuda.cu"))
 
@@ -22,10 +23,6 @@ HAS_KERNELS = any((TESTS.parent / "csrc" / "core").glob("*_cuda.cu"))
 @pytest.fixture(scope="session")
 def core():
     """The kernels on NumPy arrays: of the installed package, or by themselves where TensorFlow is missing."""
-    try:
-        from qatfast import _core
-    except ImportError:
-        import _core
     return _core
 
 
