@@ -51,6 +51,7 @@ UNIFORM_ERRORS = [
     *ERRORS,
     ({"min_width": -0.1}, ValueError, "min_width must be a finite number >= 0, got -0.1"),
     ({"min_width": True}, ValueError, "min_width must be a finite number >= 0, got True"),
+    ({"exact_zero": 1}, ValueError, "exact_zero must be True or False, got 1"),
     ({"axis": 2}, ValueError, "axis must be in [-2, 2) for x of shape (3, 4), got 2"),
     ({"max": [1.0]}, ValueError, "max must be a scalar when axis is None, got shape (1,)"),
     ({"min": tf.constant(-1.0, tf.float64)}, TypeError, "min must be float32, got float64"),
