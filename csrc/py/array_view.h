@@ -3,6 +3,7 @@
 #define QATFAST_PY_ARRAY_VIEW_H_
 
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <array>
 #include <cstdint>
