@@ -26,7 +26,8 @@ def as_runtime_value(value):
     """
     value = tf.stop_gradient(value)
     if is_traced_for_xla():
-        return gen_xla_ops.xla_optimization_barrier([value])[0]
+        # A barrier has no gradient, so none may reach it either.
+        return tf.stop_gradient(gen_xla_ops.xla_optimization_barrier([value])[0])
     return tf.raw_ops.PlaceholderWithDefault(input=value, shape=value.shape)
 
 

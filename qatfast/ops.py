@@ -18,6 +18,8 @@ In a function that XLA compiles (`jit_compile=True`) the plain TensorFlow formul
 of the native ops, forward and backward: XLA fuses them. It drops assertions, so a range that cannot be quantized with
 gives NaN there, as on a GPU, and no gradient passes. What is traced is looked at: a `tf.function` that was called
 outside of such a function keeps the native ops when it is called inside with the same signature, and XLA refuses it.
+`tf.vectorized_map` drops every `tf.custom_gradient` of what it is given: around the plain formulas (under XLA, or with
+QATFAST_BACKEND=reference) gradients are those of rounding, 0. Around the native ops they are right.
 """
 
 import tensorflow as tf

@@ -103,6 +103,57 @@ def test_forward_mode_over_a_function_traced_before(backend):
         np.testing.assert_allclose(accumulator.jvp(y), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("op", CASES)
+def test_derivatives_pass_through_functions_of_xla(native, op):
+    """Tape and accumulator may be outside of the compiled function, or inside of it."""
+    inputs = draw(op, 1)
+    function = functools.partial(native(op), axis=1, **CASES[op][-1])
+    compiled = tf.function(lambda *values: tf.reduce_sum(tf.sin(function(*values))), jit_compile=True)
+    tangents = tangents_like(inputs)
+    matrices = jacobians(function, inputs)
+    tangent = np.sum(times(matrices, tangents) * np.cos(function(*inputs)))
+    with tf.autodiff.ForwardAccumulator(inputs, tangents) as accumulator:
+        loss = compiled(*inputs)
+    np.testing.assert_allclose(accumulator.jvp(loss), tangent, rtol=1e-4, atol=1e-5)
+
+    def reverse_over_reverse(loss, *values):
+        with tf.GradientTape() as outer:
+            outer.watch(values)
+            with tf.GradientTape() as inner:
+                inner.watch(values)
+                y = loss(*values)
+            found = inner.gradient(y, values)
+            total = tf.add_n([tf.reduce_sum(g * t) for g, t in zip(found, tangents, strict=True)])
+        return outer.gradient(total, values)
+
+    in_graph = lambda *values: tf.reduce_sum(tf.sin(function(*values)))  # noqa: E731
+    expected = reverse_over_reverse(in_graph, *inputs)
+    inside = tf.function(functools.partial(reverse_over_reverse, in_graph), jit_compile=True)
+    for found in (reverse_over_reverse(compiled, *inputs), inside(*inputs)):
+        for actual, wanted in zip(found, expected, strict=True):
+            np.testing.assert_allclose(actual, wanted, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("op", CASES)
+def test_a_vectorized_map_has_the_native_gradients(native, op):
+    x, *parameters = draw(op, None)
+    with tf.GradientTape() as tape:
+        tape.watch([x, *parameters])
+        y = tf.vectorized_map(lambda row: native(op)(row, *parameters), x)
+    expected = gradients(native(op), [x, *parameters], tf.ones(SHAPE))
+    for actual, wanted in zip(tape.gradient(y, [x, *parameters]), expected, strict=True):
+        np.testing.assert_allclose(actual, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("op", CASES)
+def test_recomputed_gradients_are_the_same(backend, op):
+    inputs = draw(op, 1)
+    function = functools.partial(backend(op), axis=1)
+    expected = gradients(function, inputs, tf.ones(SHAPE))
+    for actual, wanted in zip(gradients(tf.recompute_grad(function), inputs, tf.ones(SHAPE)), expected, strict=True):
+        np.testing.assert_array_equal(actual, wanted)
+
+
 @pytest.mark.parametrize("in_graph", [False, True])
 @pytest.mark.parametrize("axis", AXES)
 @pytest.mark.parametrize(("op", "attributes"), OPS)

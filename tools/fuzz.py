@@ -123,11 +123,14 @@ def draw_symmetric(rng, attributes, channels, dtype, scale):
 
 def draw_uniform(rng, attributes, channels, dtype, scale):
     """Range, and the ends of its grid."""
-    attributes["min_width"] = draw_guard(rng, scale)
+    attributes |= {"min_width": draw_guard(rng, scale), "exact_zero": bool(rng.integers(2))}
     ends = tuple(end * dtype(scale) for end in draw_ranges(rng, channels, dtype, zeros=0.0))
     ends = spoil(rng, ends, attributes["min_width"])
     guarded = lsq_oracle.effective_range(*ends, attributes["min_width"])
-    return ends, lsq_oracle.range_with_zero(*guarded, attributes["num_bits"])
+    if not attributes["exact_zero"]:
+        return ends, lsq_oracle.range_with_zero(*guarded, attributes["num_bits"])
+    step, lowest = lsq_oracle.grid_with_zero(*guarded, attributes["num_bits"], attributes["grad_scale"])
+    return ends, (step * lowest, step * (lowest + 2 ** attributes["num_bits"] - 1))
 
 
 def draw_fake_quant(rng, attributes, channels, dtype, scale):

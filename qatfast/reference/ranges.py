@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from qatfast._tracing import as_runtime_value
+from qatfast._tracing import as_runtime_value, is_traced_for_xla
 
 __all__ = [
     "at_least_as_wide",
@@ -94,7 +94,11 @@ def is_positive_and_normal(step):
 
 
 def checked(valid, value, message):
-    """`value`, once an assertion has seen that all of it is valid; what is not is NaN where XLA drops the assertion."""
-    assertion = tf.debugging.Assert(tf.reduce_all(valid), message)
-    with tf.control_dependencies([] if assertion is None else [assertion]):  # an eager one has run
+    """`value`, once an assertion has seen that all of it is valid; under XLA, which knows none, NaN where it is not."""
+    assertions = []
+    if not is_traced_for_xla():
+        # The op itself: tf.debugging.Assert would trace two functions about it.
+        data = [tf.convert_to_tensor(part) for part in message]
+        assertions = [tf.raw_ops.Assert(condition=tf.reduce_all(valid), data=data, summarize=3)]
+    with tf.control_dependencies(filter(None, assertions)):  # an eager one has run, and is None
         return tf.where(valid, value, tf.constant(np.nan, value.dtype))

@@ -76,11 +76,8 @@ def fake_quant_gradient(grad_y, x, min, max, num_bits, narrow_range, axis, inclu
     """
     quant_min, quant_max = quantized_range(num_bits, narrow_range)
     nudged = nudge(x, min, max, quant_min, quant_max, axis, include_zero)
-    x = tf.cast(x, min.dtype)
     zero = tf.zeros_like(grad_y)
-    inside = tf.logical_or(nudged.is_zero, tf.logical_and(x >= nudged.min, x <= nudged.max))
-    below = tf.logical_and(tf.logical_not(nudged.is_zero), x < nudged.min)
-    above = tf.logical_and(tf.logical_not(nudged.is_zero), x > nudged.max)
+    inside, below, above = place_in_range(tf.cast(x, min.dtype), nudged)
     grad_min = sum_per_channel(tf.where(below, grad_y, zero), axis)
     grad_max = sum_per_channel(tf.where(above, grad_y, zero), axis)
     if include_zero:
@@ -97,12 +94,16 @@ def fake_quant_jvp(to_x, to_min, to_max, x, min, max, num_bits, narrow_range, ax
         steps = tf.constant(quant_max - quant_min, min.dtype)
         to_min, to_max = jvp_of_range_with_zero(to_min, to_max, min, max, steps)
     to_min, to_max = (broadcast_to_channels(tf.cast(tangent, to_x.dtype), x, axis) for tangent in (to_min, to_max))
-    x = tf.cast(tf.stop_gradient(x), min.dtype)
-    inside = tf.logical_or(nudged.is_zero, tf.logical_and(x >= nudged.min, x <= nudged.max))
-    below = tf.logical_and(tf.logical_not(nudged.is_zero), x < nudged.min)
-    above = tf.logical_and(tf.logical_not(nudged.is_zero), x > nudged.max)
     zero = tf.zeros_like(to_x)
+    inside, below, above = place_in_range(tf.cast(x, min.dtype), nudged)
     return tf.where(inside, to_x, tf.where(below, to_min, tf.where(above, to_max, zero)))
+
+
+def place_in_range(x, nudged: NudgedRange):
+    """Whether x is in the range, ends included, below it, or above: none of these is NaN. All is in a zero range."""
+    is_zero, has_width = nudged.is_zero, tf.logical_not(nudged.is_zero)
+    inside = tf.logical_or(is_zero, tf.logical_and(x >= nudged.min, x <= nudged.max))
+    return inside, tf.logical_and(has_width, x < nudged.min), tf.logical_and(has_width, x > nudged.max)
 
 
 def quantized_range(num_bits: int, narrow_range: bool) -> tuple[int, int]:
