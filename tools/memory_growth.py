@@ -1,4 +1,4 @@
-"""What a process keeps of a trace, of a quantized model, and of a save and a load: resident KiB per repetition.
+"""What a process keeps of a trace, of a quantized model, and of a save and a load: allocated KiB per repetition.
 
     python tools/memory_growth.py [--json FILE]
 
@@ -6,9 +6,9 @@ Beside each stands the same of TensorFlow's own op, or of the float model: what 
 """
 
 import argparse
+import ctypes
 import gc
 import json
-import resource
 import tempfile
 import warnings
 from pathlib import Path
@@ -25,26 +25,36 @@ OPS = {
     "lsq_uniform": (qatfast.ops.lsq_uniform, (-1.0, 1.0)),
     "reference fake_quant": (qatfast.reference.fake_quant, (-1.0, 1.0)),
 }
-WARM_UP, TRACES, MODELS = 30, 300, 40
+WARM_UP, TRACES, MODELS = 8, 50, 15
 layers = tf.keras.layers
 
 
-def resident_kib():
-    """Resident memory now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 1024
+class _MallocInfo(ctypes.Structure):
+    """`struct mallinfo2` of glibc 2.33 and newer."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+    ]
+
+
+def allocated_kib():
+    """Memory that is allocated and not freed: resident memory moves with what the heap keeps for reuse."""
+    gc.collect()
+    mallinfo2 = ctypes.CDLL("libc.so.6").mallinfo2
+    mallinfo2.restype = _MallocInfo
+    info = mallinfo2()
+    return (info.uordblks + info.hblkhd) / 1024
 
 
 def growth(function, repetitions):
     """KiB that each repetition leaves behind, once everything that is kept for good is there."""
-    for _ in range(WARM_UP if repetitions == TRACES else 5):
+    for _ in range(WARM_UP):
         function()
-    gc.collect()
-    before = resident_kib()
+    before = allocated_kib()
     for _ in range(repetitions):
         function()
-    gc.collect()
-    return round((resident_kib() - before) / repetitions, 1)
+    return round((allocated_kib() - before) / repetitions, 1)
 
 
 def trace(function, parameters, constant):
@@ -80,20 +90,17 @@ def main():
         ):
             rows[f"trace of {name}{size}"] = growth(lambda: trace(function, parameters, constant), TRACES)  # noqa: B023
     data = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
-    quantized = qatfast.quantize_model(float_model(), data)
+    model = float_model()
+    quantized = qatfast.quantize_model(model, data)
 
     def save_and_load(model, load):
         with tempfile.TemporaryDirectory() as folder:
             model.save(f"{folder}/model.keras")
             load(f"{folder}/model.keras")
 
-    rows["float model, cloned and run"] = growth(
-        lambda: tf.keras.models.clone_model(float_model()).predict_on_batch(data), MODELS
-    )
-    rows["quantize_model"] = growth(lambda: qatfast.quantize_model(float_model(), data).predict_on_batch(data), MODELS)
-    rows["float model, saved and loaded"] = growth(
-        lambda: save_and_load(float_model(), tf.keras.models.load_model), MODELS
-    )
+    rows["float model, cloned"] = growth(lambda: tf.keras.models.clone_model(model), MODELS)
+    rows["quantize_model"] = growth(lambda: qatfast.quantize_model(model, data), MODELS)
+    rows["float model, saved and loaded"] = growth(lambda: save_and_load(model, tf.keras.models.load_model), MODELS)
     rows["quantized model, saved and loaded"] = growth(lambda: save_and_load(quantized, qatfast.load_model), MODELS)
     for name, kib in rows.items():
         print(f"{kib:10.1f} KiB  {name}")
