@@ -35,10 +35,11 @@ def load_model(
         path: The file or folder.
         custom_objects: Further classes and functions by name, as for `tf.keras.models.load_model`.
         compile: Whether to compile the model as it was when it was saved, with the optimizer's state.
-        safe_mode: Whether to refuse a file that holds Python code (a Lambda layer's lambda, in any of the formats), or
-            names functions that are no operations on tensors, before anything of it runs. What it does not forbid: a
-            SavedModel holds TensorFlow graphs, which run as they are and can read and write files; and as Keras does,
-            a .keras file makes use of classes and functions in other installed modules that it names.
+        safe_mode: Whether to refuse a file that holds Python code (a Lambda layer's lambda, in any of the formats),
+            names functions that are no operations on tensors, or holds raw operations of TensorFlow as layers, before
+            anything of it runs. Of other modules' classes and functions a file may name those that are registered with
+            Keras or in `custom_objects`, and nothing is imported. What it does not forbid: a SavedModel holds
+            TensorFlow graphs, which run as they are and can read and write files.
 
     Returns:
         The model; its outputs equal those of the model that was saved.
@@ -52,14 +53,14 @@ def load_model(
     if not tf.io.gfile.exists(path):
         raise FileNotFoundError(f"load_model: path must be a file or a folder that exists, got {path!r}")
     with _naming(path):
-        configs = read_configs(path)
-    if safe_mode and (code := find_code(configs)):
+        configs = read_configs(path, compile)
+    objects = {**quantizer_custom_objects(), **(custom_objects or {})}
+    objects.update(_registered_quantizers(path, configs, objects))
+    if safe_mode and (code := find_code(configs, objects)):
         raise StoredCodeError(
             f"load_model: path must be a model without code of its own, got {path!r} with {', '.join(code)}. Nothing "
             "of it was run; safe_mode=False runs it: only if you trust whoever made the file"
         )
-    objects = {**quantizer_custom_objects(), **(custom_objects or {})}
-    objects.update(_registered_quantizers(path, configs, objects))
     # The scope is what reaches Keras in all formats; its own argument, which is for .keras files only, yields to it.
     with _naming(path), keras_module("saving.serialization_lib").SafeModeScope(safe_mode):
         model = keras_load_quantized_model(path, custom_objects=objects, compile=compile)

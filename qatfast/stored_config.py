@@ -18,6 +18,7 @@ from qatfast._keras import keras_module
 
 __all__ = ["StoredQuantizer", "read_configs", "stored_objects", "stored_quantizers"]
 
+_COMPILATION = ("compile_config", "training_config")  # in .keras, and in the others
 _OTHER_KERAS = "a model of Keras {version}: qatfast is for Keras 2 (tf.keras with the package tf-keras)"
 
 
@@ -29,23 +30,22 @@ class StoredQuantizer(NamedTuple):
     full_name: str
 
 
-def read_configs(path: str) -> list:
+def read_configs(path: str, compile: bool = True) -> list:
     """Returns the configs in a file or folder: JSON data.
+
+    Args:
+        path: The file or folder.
+        compile: Whether to include how the models were compiled, with the loss and the optimizer.
 
     Raises:
         ValueError: It is no model that Keras 2 saved. The message says what it is instead, and goes after the path.
     """
-    if tf.io.gfile.isdir(path):
-        return _read_saved_model(path)
-    # TensorFlow's files may be of another machine, but cannot be told to seek before their start, as zipfile does.
-    with open(path, "rb") if os.path.exists(path) else tf.io.gfile.GFile(path, "rb") as file:
-        if not file.read(1):
-            raise ValueError("an empty file")
-        if zipfile.is_zipfile(file):
-            if not path.endswith(".keras"):
-                raise ValueError("a zip archive whose name does not end in .keras, as Keras asks")
-            return _read_archive(file)
-        return _read_hdf5(file)
+    configs = _read_saved_model(path) if tf.io.gfile.isdir(path) else _read_file(path)
+    if not compile:
+        for config in filter(lambda item: isinstance(item, dict), configs):
+            for key in _COMPILATION:
+                config.pop(key, None)
+    return configs
 
 
 def stored_objects(configs: list) -> Iterator[tuple[dict, str]]:
@@ -76,6 +76,18 @@ def stored_quantizers(configs: list) -> list[StoredQuantizer]:
     return list(found)
 
 
+def _read_file(path):
+    # TensorFlow's files may be of another machine, but cannot be told to seek before their start, as zipfile does.
+    with open(path, "rb") if os.path.exists(path) else tf.io.gfile.GFile(path, "rb") as file:
+        if not file.read(1):
+            raise ValueError("an empty file")
+        if zipfile.is_zipfile(file):
+            if not path.endswith(".keras"):
+                raise ValueError("a zip archive whose name does not end in .keras, as Keras asks")
+            return _read_archive(file)
+        return _read_hdf5(file)
+
+
 def _read_archive(file):
     try:
         with zipfile.ZipFile(file) as archive:
@@ -93,14 +105,16 @@ def _read_hdf5(file):
     try:
         with h5py.File(file, "r") as group:
             _check_version(group.attrs.get("keras_version"))
-            stored = [group.attrs[key] for key in ("model_config", "training_config") if key in group.attrs]
-            if "model_config" not in group.attrs:
+            stored = {key: group.attrs[key] for key in ("model_config", "training_config") if key in group.attrs}
+            if "model_config" not in stored:
                 raise ValueError("an HDF5 file without a model's config: of weights alone (save_weights), or of others")
     except OSError as error:
         raise ValueError(
             f"neither a zip archive nor an HDF5 file: damaged, or of another kind ({_first_line(error)})"
         ) from error
-    return [json.loads(text) for text in stored]
+    # The training's under its name, as in a SavedModel.
+    model, *training = (json.loads(text) for text in stored.values())
+    return [model, *({"training_config": config} for config in training)]
 
 
 def _read_saved_model(path):
