@@ -81,26 +81,24 @@ def _lambda_module(value):
 def _object(value, objects):
     """A class or function of some module that is not known to be a part of models; or a module not imported yet."""
     module, kind = value.get("module"), value.get("class_name")
-    if not (isinstance(module, str) and isinstance(kind, str) and module):
+    if "class_name" not in value or not module or not isinstance(module, str):
         return None
     is_function = kind == "function"
     name = value.get("config") if is_function else value.get("spec_name") if kind == "__typespec__" else kind
     registered = value.get("registered_name") or kind
-    if not isinstance(name, str):
-        return None  # Keras makes nothing of it
+    words = f"{module} ({name}), which is neither Keras' own nor registered nor in custom_objects,"
+    if not all(isinstance(item, str) for item in (name, registered)) or (is_function and "." in name):
+        return words
     if tf.keras.utils.get_registered_object(name if is_function else registered, objects) is not None:
         return None
-    words = f"{module} ({name}), which is neither Keras' own nor registered nor in custom_objects,"
-    if is_function and "." in name:
-        return words
-    try:
-        item = _look_up(module, name, registered, is_function)
+    try:  # Keras looks for either name
+        items = [_look_up(module, key, is_function) for key in (name, registered)]
     except KeyError:  # to import it would run it
         return words
-    return None if item is None or _is_part_of_models(item, objects) else words
+    return None if all(item is None or _is_part_of_models(item, objects) for item in items) else words
 
 
-def _look_up(module, name, registered, is_function):
+def _look_up(module, name, is_function):
     """What Keras finds under a name in a module; None if nothing.
 
     Raises:
@@ -117,12 +115,13 @@ def _look_up(module, name, registered, is_function):
         return found if found is not None else getattr(builtins, name, None)
     # Keras takes its package's earlier name for the present one.
     is_renamed = module.startswith("keras") and _PACKAGES[0] == "tf_keras"
-    contents = vars(sys.modules[f"tf_{module}" if is_renamed else module])
+    contents = getattr(sys.modules[f"tf_{module}" if is_renamed else module], "__dict__", {})
     found = contents.get(name)
-    if found is None:
-        found = contents.get(registered)
-    outer, _, inner = name.partition(".")
-    return getattr(contents.get(outer), inner, None) if found is None and inner else found
+    if found is None and "." in name:  # a class in a class; what is in another thing is not looked for
+        outer, _, inner = name.partition(".")
+        found = contents.get(outer)
+        found = getattr(found, inner, None) if isinstance(found, type) else found
+    return found
 
 
 def _is_part_of_models(item, objects):

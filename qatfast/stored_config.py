@@ -18,7 +18,6 @@ from qatfast._keras import keras_module
 
 __all__ = ["StoredQuantizer", "read_configs", "stored_objects", "stored_quantizers"]
 
-_COMPILATION = ("compile_config", "training_config")  # in .keras, and in the others
 _OTHER_KERAS = "a model of Keras {version}: qatfast is for Keras 2 (tf.keras with the package tf-keras)"
 
 
@@ -40,11 +39,10 @@ def read_configs(path: str, compile: bool = True) -> list:
     Raises:
         ValueError: It is no model that Keras 2 saved. The message says what it is instead, and goes after the path.
     """
-    configs = _read_saved_model(path) if tf.io.gfile.isdir(path) else _read_file(path)
-    if not compile:
+    configs, compilation = _read_saved_model(path) if tf.io.gfile.isdir(path) else _read_file(path)
+    if not compile:  # that key alone: elsewhere Keras makes use of the other format's whatever it is told
         for config in filter(lambda item: isinstance(item, dict), configs):
-            for key in _COMPILATION:
-                config.pop(key, None)
+            config.pop(compilation, None)
     return configs
 
 
@@ -77,6 +75,7 @@ def stored_quantizers(configs: list) -> list[StoredQuantizer]:
 
 
 def _read_file(path):
+    """(configs, the key in them of how a model was compiled)."""
     # TensorFlow's files may be of another machine, but cannot be told to seek before their start, as zipfile does.
     with open(path, "rb") if os.path.exists(path) else tf.io.gfile.GFile(path, "rb") as file:
         if not file.read(1):
@@ -96,7 +95,7 @@ def _read_archive(file):
                 raise ValueError(f"a zip archive without config.json, with {names[:5]}")
             if "metadata.json" in names:
                 _check_version(json.loads(archive.read("metadata.json")).get("keras_version"))
-            return [json.loads(archive.read("config.json"))]
+            return [json.loads(archive.read("config.json"))], "compile_config"
     except (zipfile.BadZipFile, AttributeError) as error:
         raise ValueError(f"a damaged zip archive ({error})") from error
 
@@ -114,7 +113,7 @@ def _read_hdf5(file):
         ) from error
     # The training's under its name, as in a SavedModel.
     model, *training = (json.loads(text) for text in stored.values())
-    return [model, *({"training_config": config} for config in training)]
+    return [model, *({"training_config": config} for config in training)], "training_config"
 
 
 def _read_saved_model(path):
@@ -131,7 +130,7 @@ def _read_saved_model(path):
         texts = [node.user_object.metadata for node in graph.nodes if node.user_object.metadata]
     if not texts:
         raise ValueError("a SavedModel without metadata of Keras: not saved as a Keras model")
-    return [json.loads(text) for text in texts]
+    return [json.loads(text) for text in texts], "training_config"
 
 
 def _check_version(version: Any) -> None:

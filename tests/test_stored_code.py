@@ -140,6 +140,17 @@ def test_no_attack_runs(attack, suffix, saved, tmp_path, monkeypatch):
     assert not mark.exists() and "beside.evil" not in sys.modules
 
 
+def test_what_another_format_calls_the_compilation_is_read_whatever_compile_is(saved, tmp_path):
+    path = shutil.copy(saved / "model.h5", tmp_path / "model.h5")
+    with h5py.File(path, "r+") as file:
+        config = json.loads(file.attrs["model_config"])
+        config |= {"module": "keras", "registered_name": "Functional"}
+        config["compile_config"] = {"loss": {"class_name": "Evil", "module": "beside.evil", "config": {}}}
+        file.attrs["model_config"] = json.dumps(config)
+    with pytest.raises(StoredCodeError, match="beside.evil"):
+        qatfast.load_model(path, compile=False)
+
+
 def test_the_holder_refuses_a_function_that_is_no_operation_whoever_loads_it():
     with pytest.raises(ValueError, match=f"^{HOLDER}: function must be an operation on tensors, got 'load_op_library'"):
         _Holder.from_config({"name": "holder", "function": "load_op_library"})
@@ -148,6 +159,10 @@ def test_the_holder_refuses_a_function_that_is_no_operation_whoever_loads_it():
 @pytest.mark.parametrize("reference", [
     {"class_name": "function", "module": "builtins", "config": "eval"},
     {"class_name": "function", "module": "tensorflow", "config": "load_library"},
+    {"class_name": "function", "module": "tensorflow", "config": "none", "registered_name": "load_library"},
+    {"class_name": "function", "module": "beside", "config": 5},
+    {"class_name": 5, "module": "beside", "config": {}},
+    {"class_name": "__typespec__", "spec_name": 5, "module": "beside", "config": []},
     {"class_name": "function", "module": "keras.models", "config": "load_model"},
     {"class_name": "function", "module": "keras.layers", "config": "deserialize"},
     {"class_name": "function", "module": "qatfast", "config": "save_model"},
