@@ -86,7 +86,7 @@ def _object(value, objects):
     is_function = kind == "function"
     name = value.get("config") if is_function else value.get("spec_name") if kind == "__typespec__" else kind
     registered = value.get("registered_name") or kind
-    words = f"{module} ({name}), which is neither Keras' own nor registered nor in custom_objects,"
+    words = f"{module} ({name}), which is neither a part of Keras' models nor registered nor in custom_objects,"
     if not all(isinstance(item, str) for item in (name, registered)) or (is_function and "." in name):
         return words
     if tf.keras.utils.get_registered_object(name if is_function else registered, objects) is not None:

@@ -223,5 +223,7 @@ def test_classes_and_functions_that_are_registered_or_passed_load(tmp_path):
         for objects, compile in (({"MyDense": MyDense, "MyLoss": MyLoss}, True), ({"MyDense": MyDense}, False)):
             loaded = qatfast.load_model(path, custom_objects=objects, compile=compile)
             np.testing.assert_array_equal(loaded(data), model(data))
-    with pytest.raises(StoredCodeError, match="MyDense.*neither Keras' own nor registered nor in custom_objects"):
+    with pytest.raises(
+        StoredCodeError, match="MyDense.*neither a part of Keras' models nor registered nor in custom_objects"
+    ):
         qatfast.load_model(tmp_path / "model.keras")
