@@ -147,7 +147,7 @@ def train_quantized(float_model: tf.keras.Model, data: Data, weight_bits: int, o
     post_training = accuracy(model, data)
     epoch_accuracies = train(model, data, QAT_EPOCHS, QAT_LEARNING_RATE, f"QAT, {weight_bits}-bit weights")
     path = output / f"digits_{weight_bits}_bit.keras"
-    qatfast.finalize_model(model).save(path)
+    qatfast.save_model(qatfast.finalize_model(model), path)
     reloaded = qatfast.load_model(path)
     return Result(
         weight_bits=weight_bits,

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import warnings
 
 import tensorflow as tf
@@ -10,14 +11,18 @@ from mct_quantizers.common.get_all_subclasses import get_all_subclasses
 from mct_quantizers.keras.quantizers import BaseKerasInferableQuantizer
 
 from qatfast._keras import keras_module
-from qatfast.replacement import replacing
+from qatfast.replacement import longest_name, recover, replacing
 from qatfast.stored_code import StoredCodeError, find_code
 from qatfast.stored_config import read_configs, stored_quantizers
 from qatfast.wrapper import quantizer_custom_objects
 
 __all__ = ["load_model", "save_model"]
 
-_SAVED_MODEL = {"saved_model.pb", "keras_metadata.pb", "fingerprint.pb", "variables", "assets", "assets.extra", "debug"}
+_FILE_SUFFIXES = (".keras", ".h5", ".hdf5")
+_IN_SAVED_MODELS = re.compile(
+    r"(saved_model\.pb|keras_metadata\.pb|fingerprint\.pb|debug/saved_model_debug_info\.pb|"
+    r"variables/variables\.(index|data-\d+-of-\d+))"
+)
 
 
 def load_model(
@@ -35,10 +40,11 @@ def load_model(
         path: The file or folder.
         custom_objects: Further classes and functions by name, as for `tf.keras.models.load_model`.
         compile: Whether to compile the model as it was when it was saved, with the optimizer's state.
-        safe_mode: Whether to refuse a file that holds Python code (a Lambda layer's lambda, in any of the formats), or
-            names functions that are no operations on tensors, before anything of it runs. What it does not forbid: a
-            SavedModel holds TensorFlow graphs, which run as they are and can read and write files; and as Keras does,
-            a .keras file makes use of classes and functions in other installed modules that it names.
+        safe_mode: Whether to refuse a file that holds Python code (a Lambda layer's lambda, in any of the formats),
+            names functions that are no operations on tensors, or holds raw operations of TensorFlow as layers, before
+            anything of it runs. Of other modules' classes and functions a file may name those that are registered with
+            Keras or in `custom_objects`, and nothing is imported. What it does not forbid: a SavedModel holds
+            TensorFlow graphs, which run as they are and can read and write files.
 
     Returns:
         The model; its outputs equal those of the model that was saved.
@@ -52,14 +58,14 @@ def load_model(
     if not tf.io.gfile.exists(path):
         raise FileNotFoundError(f"load_model: path must be a file or a folder that exists, got {path!r}")
     with _naming(path):
-        configs = read_configs(path)
-    if safe_mode and (code := find_code(configs)):
+        configs = read_configs(path, compile)
+    objects = {**quantizer_custom_objects(), **(custom_objects or {})}
+    objects.update(_registered_quantizers(path, configs, objects))
+    if safe_mode and (code := find_code(configs, objects)):
         raise StoredCodeError(
             f"load_model: path must be a model without code of its own, got {path!r} with {', '.join(code)}. Nothing "
             "of it was run; safe_mode=False runs it: only if you trust whoever made the file"
         )
-    objects = {**quantizer_custom_objects(), **(custom_objects or {})}
-    objects.update(_registered_quantizers(path, configs, objects))
     # The scope is what reaches Keras in all formats; its own argument, which is for .keras files only, yields to it.
     with _naming(path), keras_module("saving.serialization_lib").SafeModeScope(safe_mode):
         model = keras_load_quantized_model(path, custom_objects=objects, compile=compile)
@@ -74,40 +80,97 @@ def save_model(model: tf.keras.Model, path: str | os.PathLike, overwrite: bool =
     """Saves a model such that there is a whole one at `path` at every moment, the earlier one or the new.
 
     It is written to a hidden folder beside `path`, '.<name>.<...>.partial', synced to the disk, and then put in its
-    place by a rename. If the process is killed before that, the earlier model is untouched; the folder that is left
-    behind goes with the next save to the same path. An earlier SavedModel folder changes places with the new one in one
-    step where the system can do that (Linux, on most file systems). Where it cannot, a kill between two renames leaves
-    nothing at `path`, and both models whole in the '.partial' folder.
+    place by a rename, with the permissions of the earlier one. If the process is killed before that, the earlier model
+    is untouched; the folder that is left behind goes with the next save to the same path. An earlier SavedModel folder
+    changes places with the new one in one step where the system can do that (Linux, on most file systems). Where it
+    cannot, a kill between two renames leaves nothing at `path`, and both models whole in the '.partial' folder; the
+    next save first puts the earlier one back.
 
     Args:
         model: Any Keras model.
         path: A local file that ends in .keras, .h5 or .hdf5; any other name makes a SavedModel folder, as in Keras.
-            Folders above it are made if need be.
+            Folders above it are made if need be. A symbolic link stays, and what it leads to is replaced.
         overwrite: Whether to replace what is there.
         **options: As for `tf.keras.Model.save`: `include_optimizer` for .h5 and SavedModel; `signatures`, `options` and
             `save_traces` for SavedModel.
 
     Raises:
         TypeError: `model` is no Keras model.
-        ValueError: `path` is of another machine, as 'gs://...'.
-        FileExistsError: There is something at `path`, and `overwrite` is False; or a folder that holds other files than
-            a SavedModel's.
+        ValueError: `path` is empty, of another machine, as 'gs://...', or has too long a name.
+        FileExistsError: There is something at `path`, and `overwrite` is False; or a file where a folder is to be, or a
+            folder where a file is to be; or a folder that holds files that are not of a SavedModel, or that is the
+            current one or one above it. Nothing is written then.
         OSError: It cannot be written there. What Keras raises comes through, too. The earlier model is untouched.
     """
     if not isinstance(model, tf.keras.Model):
         raise TypeError(f"save_model: model must be a tf.keras.Model (Keras 2), got {type(model).__name__}")
     path = _as_text("save_model", path)
+    if not path or "\0" in path:
+        raise ValueError(f"save_model: path must be the name of a file or a folder, got {path!r}")
     if "://" in path:
         raise ValueError(f"save_model: path must be a local one, as what it does rests on renaming, got {path!r}")
+    target = os.path.realpath(path)
+    recover(target)
     if not overwrite and os.path.lexists(path):
         raise FileExistsError(f"save_model: path must not exist with overwrite=False, got {path!r}")
-    if os.path.isdir(path) and (others := set(os.listdir(path)) - _SAVED_MODEL):
+    if (length := len(os.fsencode(os.path.basename(target)))) > (longest := longest_name(target)):
+        raise ValueError(f"save_model: path must have a name of at most {longest} bytes, got {length} in {path!r}")
+    if target.endswith(_FILE_SUFFIXES):
+        _check_file(path, target)
+    else:
+        _check_folder(path, target)
+    with replacing(target) as partial:
+        model.save(partial, **options)
+
+
+def _check_file(path, target):
+    """Raises if a file cannot take the place of what is at `target`, which the user calls `path`."""
+    if os.path.lexists(target) and not os.path.isfile(target):
+        raise FileExistsError(
+            f"save_model: path must not be a folder, nor a device, if its name ends in {target[target.rindex('.') :]}, "
+            f"got {path!r}"
+        )
+
+
+def _check_folder(path, target):
+    """Raises if a SavedModel cannot take the place of what is at `target`, or something would be lost by that."""
+    if not os.path.isdir(target):
+        if os.path.lexists(target):
+            raise FileExistsError(
+                f"save_model: path must end in one of {', '.join(_FILE_SUFFIXES)} to replace a file, as any other name "
+                f"makes a folder, got {path!r}"
+            )
+        return
+    with contextlib.suppress(FileNotFoundError):  # where the current folder is no more
+        if os.path.commonpath([target, os.path.realpath(os.getcwd())]) == target:
+            raise FileExistsError(
+                f"save_model: path must not be the current folder, nor one above it, as it is replaced, got {path!r}"
+            )
+    if others := _other_files(target):
         raise FileExistsError(
             f"save_model: path must not be a folder that holds other files than a SavedModel's, got {path!r} with "
             f"{', '.join(sorted(others)[:5])}"
         )
-    with replacing(path) as partial:
-        model.save(partial, **options)
+
+
+def _other_files(folder):
+    """Names of what is in a folder and is not of the SavedModel there; all, if there is none."""
+    if not os.path.isfile(os.path.join(folder, "saved_model.pb")):
+        return os.listdir(folder)
+    found = []
+    for above, folders, files in os.walk(folder):
+        links = [name for name in folders if os.path.islink(os.path.join(above, name))]
+        found += [os.path.relpath(os.path.join(above, name), folder) for name in files + links]
+    found = [name for name in found if not _IN_SAVED_MODELS.fullmatch(name)]
+    return set(found) - _named_assets(folder) if found else []
+
+
+def _named_assets(folder):
+    try:
+        graphs = tf.__internal__.saved_model.parse_saved_model(folder).meta_graphs
+    except OSError:  # a damaged one names nothing
+        return set()
+    return {f"assets/{asset.filename}" for graph in graphs for asset in graph.asset_file_def}
 
 
 def _as_text(function, path):

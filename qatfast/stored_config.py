@@ -29,23 +29,21 @@ class StoredQuantizer(NamedTuple):
     full_name: str
 
 
-def read_configs(path: str) -> list:
+def read_configs(path: str, compile: bool = True) -> list:
     """Returns the configs in a file or folder: JSON data.
+
+    Args:
+        path: The file or folder.
+        compile: Whether to include how the models were compiled, with the loss and the optimizer.
 
     Raises:
         ValueError: It is no model that Keras 2 saved. The message says what it is instead, and goes after the path.
     """
-    if tf.io.gfile.isdir(path):
-        return _read_saved_model(path)
-    # TensorFlow's files may be of another machine, but cannot be told to seek before their start, as zipfile does.
-    with open(path, "rb") if os.path.exists(path) else tf.io.gfile.GFile(path, "rb") as file:
-        if not file.read(1):
-            raise ValueError("an empty file")
-        if zipfile.is_zipfile(file):
-            if not path.endswith(".keras"):
-                raise ValueError("a zip archive whose name does not end in .keras, as Keras asks")
-            return _read_archive(file)
-        return _read_hdf5(file)
+    configs, compilation = _read_saved_model(path) if tf.io.gfile.isdir(path) else _read_file(path)
+    if not compile:  # that key alone: elsewhere Keras makes use of the other format's whatever it is told
+        for config in filter(lambda item: isinstance(item, dict), configs):
+            config.pop(compilation, None)
+    return configs
 
 
 def stored_objects(configs: list) -> Iterator[tuple[dict, str]]:
@@ -76,6 +74,19 @@ def stored_quantizers(configs: list) -> list[StoredQuantizer]:
     return list(found)
 
 
+def _read_file(path):
+    """(configs, the key in them of how a model was compiled)."""
+    # TensorFlow's files may be of another machine, but cannot be told to seek before their start, as zipfile does.
+    with open(path, "rb") if os.path.exists(path) else tf.io.gfile.GFile(path, "rb") as file:
+        if not file.read(1):
+            raise ValueError("an empty file")
+        if zipfile.is_zipfile(file):
+            if not path.endswith(".keras"):
+                raise ValueError("a zip archive whose name does not end in .keras, as Keras asks")
+            return _read_archive(file)
+        return _read_hdf5(file)
+
+
 def _read_archive(file):
     try:
         with zipfile.ZipFile(file) as archive:
@@ -84,7 +95,7 @@ def _read_archive(file):
                 raise ValueError(f"a zip archive without config.json, with {names[:5]}")
             if "metadata.json" in names:
                 _check_version(json.loads(archive.read("metadata.json")).get("keras_version"))
-            return [json.loads(archive.read("config.json"))]
+            return [json.loads(archive.read("config.json"))], "compile_config"
     except (zipfile.BadZipFile, AttributeError) as error:
         raise ValueError(f"a damaged zip archive ({error})") from error
 
@@ -93,14 +104,16 @@ def _read_hdf5(file):
     try:
         with h5py.File(file, "r") as group:
             _check_version(group.attrs.get("keras_version"))
-            stored = [group.attrs[key] for key in ("model_config", "training_config") if key in group.attrs]
-            if "model_config" not in group.attrs:
+            stored = {key: group.attrs[key] for key in ("model_config", "training_config") if key in group.attrs}
+            if "model_config" not in stored:
                 raise ValueError("an HDF5 file without a model's config: of weights alone (save_weights), or of others")
     except OSError as error:
         raise ValueError(
             f"neither a zip archive nor an HDF5 file: damaged, or of another kind ({_first_line(error)})"
         ) from error
-    return [json.loads(text) for text in stored]
+    # The training's under its name, as in a SavedModel.
+    model, *training = (json.loads(text) for text in stored.values())
+    return [model, *({"training_config": config} for config in training)], "training_config"
 
 
 def _read_saved_model(path):
@@ -117,7 +130,7 @@ def _read_saved_model(path):
         texts = [node.user_object.metadata for node in graph.nodes if node.user_object.metadata]
     if not texts:
         raise ValueError("a SavedModel without metadata of Keras: not saved as a Keras model")
-    return [json.loads(text) for text in texts]
+    return [json.loads(text) for text in texts], "training_config"
 
 
 def _check_version(version: Any) -> None:

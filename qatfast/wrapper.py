@@ -9,6 +9,7 @@ from mct_quantizers.common.constants import ACTIVATION_HOLDER_QUANTIZER
 
 from qatfast._keras import register_for_saving
 from qatfast.quantizers.base import quantizer_classes
+from qatfast.stored_code import is_operation
 
 __all__ = [
     "KerasTrainableQuantizationWrapper",
@@ -80,6 +81,11 @@ class _Holder:
         if ACTIVATION_HOLDER_QUANTIZER in config:
             return KerasActivationQuantizationHolder.from_config(config)
         # MCT's exporter makes functions of holders, but leaves the name there that the holder was registered under.
+        if not is_operation(str(config.get("function"))):
+            raise ValueError(
+                f"{KerasActivationQuantizationHolder.__name__}: function must be an operation on tensors, got "
+                f"{config['function']!r}"
+            )
         return tf.keras.layers.deserialize({"class_name": "TFOpLambda", "config": config})
 
 

@@ -250,3 +250,131 @@ def test_a_kill_at_any_moment_leaves_a_whole_model(tmp_path):
 
 def copy(source, target):
     return Path(shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target))
+
+
+# What is at the path already.
+
+
+@pytest.mark.parametrize("path", ["", "a\0b"])
+def test_a_path_that_names_nothing_is_an_error(path, qat_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match="^save_model: path must be the name of a file or a folder, got "):
+        qatfast.save_model(qat_model, path)
+    assert os.listdir(tmp_path) == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("path", [".", "..", "../..", "../../../model", "link"])
+def test_the_current_folder_and_those_above_it_are_not_replaced(path, qat_model, tmp_path, monkeypatch):
+    below = tmp_path / "model" / "variables" / "deep"
+    qatfast.save_model(qat_model, tmp_path / "model")
+    below.mkdir()
+    (below / "link").symlink_to(tmp_path / "model")
+    monkeypatch.chdir(below)
+    with pytest.raises(FileExistsError, match="^save_model: path must not be the current folder, nor one above it, .*"):
+        qatfast.save_model(qat_model, path)
+    assert_holds(tmp_path / "model", qat_model)
+    assert Path.cwd() == below and below.exists()
+
+
+OTHERS = [
+    "assets/vocabulary.txt",
+    "variables/notes.txt",
+    "debug/log.txt",
+    "assets.extra/a.txt",
+    "labels.txt",
+    ".hidden",
+]
+
+
+@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize("is_model", [True, False])
+def test_files_that_are_not_of_a_saved_model_are_not_lost(is_model, other, qat_model, tmp_path):
+    path = tmp_path / "model"
+    if is_model:
+        qatfast.save_model(qat_model, path)
+    (path / other).parent.mkdir(parents=True, exist_ok=True)
+    (path / other).write_text("mine")
+    named = other if is_model else other.split("/")[0]
+    with pytest.raises(FileExistsError, match=f"^save_model: path must not be a folder that holds .* {named}$"):
+        qatfast.save_model(qat_model, path)
+    assert (path / other).read_text() == "mine"
+
+
+def test_an_empty_folder_is_replaced_and_so_are_assets_that_the_model_names(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "words.txt").write_text("one\ntwo\n")
+    words = tf.keras.Input((1,), dtype=tf.string)
+    model = tf.keras.Model(words, layers.StringLookup(vocabulary=str(tmp_path / "words.txt"))(words))
+    for _ in range(2):
+        qatfast.save_model(model, tmp_path / "model")
+        assert [path.name for path in (tmp_path / "model" / "assets").iterdir()] == ["words.txt"]
+
+
+def test_a_file_does_not_replace_a_folder_nor_a_folder_a_file(qat_model, tmp_path):
+    (tmp_path / "folder.keras").mkdir()
+    (tmp_path / "file").write_text("mine")
+    os.mkfifo(tmp_path / "pipe.h5")
+    for name, words in {
+        "folder.keras": "must not be a folder, nor a device, if its name ends in .keras, got '",
+        "pipe.h5": "must not be a folder, nor a device, if its name ends in .h5, got '",
+        "file": "must end in one of .keras, .h5, .hdf5 to replace a file, as any other name makes a folder, got '",
+    }.items():
+        with pytest.raises(FileExistsError, match=f"^save_model: path {words}") as error:
+            qatfast.save_model(qat_model, tmp_path / name)
+        assert ".partial" not in str(error.value)
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder.keras", "pipe.h5"]
+
+
+@pytest.mark.parametrize("suffix", SAVE_FORMATS)
+def test_a_name_may_be_as_long_as_the_message_says(suffix, qat_model, tmp_path):
+    longest = replacement.longest_name(str(tmp_path / "new" / "model"))
+    with pytest.raises(ValueError, match=f"^save_model: path must have a name of at most {longest} bytes, got 2"):
+        qatfast.save_model(qat_model, tmp_path / "new" / ("x" * (longest + 1 - len(suffix)) + suffix))
+    assert not (tmp_path / "new").exists()
+    path = tmp_path / "new" / ("x" * (longest - len(suffix)) + suffix)
+    for _ in range(2):
+        qatfast.save_model(qat_model, path)
+    assert_holds(path, qat_model)
+
+
+@pytest.mark.parametrize("suffix", SAVE_FORMATS)
+def test_permissions_stay(suffix, qat_model, tmp_path):
+    path = tmp_path / f"model{suffix}"
+    qatfast.save_model(qat_model, path)
+    modes = {path: 0o600}
+    if path.is_dir():
+        modes = {path: 0o700, path / "variables": 0o750, path / "saved_model.pb": 0o640}
+    for part, mode in modes.items():
+        part.chmod(mode)
+    qatfast.save_model(qat_model, path)
+    assert {part: part.stat().st_mode & 0o7777 for part in modes} == modes
+
+
+def test_only_what_a_save_to_the_same_path_left_behind_is_removed(qat_model, tmp_path):
+    stays = [".m.v2.abcdefgh.partial/m.v2", ".m.notes.partial/a", ".m.notebook.partial/a", ".mxabcdefgh.partial/m"]
+    goes = [".m.abcdefgh.partial/m", ".m.a_8bcdef.partial/m.earlier"]
+    for name in (*stays, *goes):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "m").mkdir()
+    qatfast.save_model(qat_model, tmp_path / "m")
+    assert all((tmp_path / name).exists() for name in stays)
+    assert not any((tmp_path / name).parent.exists() for name in goes)
+
+
+@pytest.mark.parametrize("name", ["model", "earlier", "model.earlier"])
+def test_an_earlier_model_that_a_killed_process_put_aside_comes_back(name, qat_model, other_model, tmp_path):
+    path = tmp_path / name
+    partial = tmp_path / f".{name}.abcdefgh.partial"
+    qatfast.save_model(qat_model, partial / f"{name}.earlier")
+    qatfast.save_model(other_model, partial / name)
+    with pytest.raises(FileExistsError, match="must not exist with overwrite=False"):
+        qatfast.save_model(other_model, path, overwrite=False)
+    assert_holds(path, qat_model)
+
+
+@pytest.mark.parametrize("name", ["model", "earlier"])
+def test_an_incomplete_model_of_a_killed_process_does_not_come_back(name, qat_model, tmp_path):
+    (tmp_path / f".{name}.abcdefgh.partial" / name).mkdir(parents=True)
+    replacement.recover(str(tmp_path / name))
+    assert os.listdir(tmp_path) == []
