@@ -57,7 +57,7 @@ def growth_per_call(function, calls):
 
 @pytest.mark.parametrize("op", OPS)
 def test_a_trace_leaves_next_to_nothing(native, op):
-    """At most 4 KiB more than TensorFlow's own op, of which TensorFlow 2.16 keeps some."""
+    """At most 4 KiB more than TensorFlow's own op."""
     of_stock = growth_per_call(lambda: trace(STOCK, (-1.0, 1.0)), calls=30)
     assert growth_per_call(lambda: trace(native(op), OPS[op]), calls=30) <= of_stock + 4096
 
