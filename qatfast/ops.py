@@ -231,9 +231,9 @@ def _quantize_eagerly(family, x, parameters, axis, attributes):
     for key, value in parameters.items():
         tensors.append(convert_parameter(family.name, key, value, x, axis, read_variable=is_recorded))
     attributes = _raw_attributes(axis, attributes)
-    if not is_recorded:
+    parameters_wanted = is_recorded and _is_watched(tensors)
+    if not parameters_wanted and not (is_recorded and _is_watched([x])):
         return _forward(family)(x, *tensors, **attributes)[0]
-    parameters_wanted = _is_watched(tensors)
 
     @tf.custom_gradient
     def quantize(x, *tensors):
