@@ -17,9 +17,13 @@ namespace qatfast {
 
 namespace py = pybind11;
 
+inline std::string Refusal(const std::string& op, const std::string& argument, const std::string& requirement,
+                           const std::string& got) {
+  return op + ": " + argument + " must be " + requirement + ", got " + got;
+}
 [[noreturn]] inline void Fail(const std::string& op, const std::string& argument, const std::string& requirement,
                               const std::string& got) {
-  throw py::value_error(op + ": " + argument + " must be " + requirement + ", got " + got);
+  throw py::value_error(Refusal(op, argument, requirement, got));
 }
 
 // A value as an error shows it: its repr, or the beginning of it.

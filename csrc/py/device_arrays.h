@@ -6,6 +6,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -70,8 +71,10 @@ class DeviceArray {
       // What has one of the interfaces by name alone, as a class has, fails in one of these ways.
     } catch (const py::cast_error&) {
     } catch (const py::type_error&) {
-    } catch (const py::error_already_set& error) {
-      if (!error.matches(PyExc_TypeError) && !error.matches(PyExc_KeyError)) throw;
+    } catch (py::error_already_set& error) {
+      if (!error.matches(PyExc_Exception)) throw;  // an interrupt
+      const bool is_no_array = error.matches(PyExc_TypeError) || error.matches(PyExc_LookupError);
+      if (!is_no_array) FailAsExported(op, argument, error);
     }
     Fail(op, argument, "an array on a CUDA device", py::type::of(array).attr("__name__").cast<std::string>());
   }
@@ -82,6 +85,26 @@ class DeviceArray {
   int device() const { return device_; }
 
  private:
+  // The array's own words, such as those of PyTorch for one that requires a gradient.
+  [[noreturn]] static void FailAsExported(const std::string& op, const std::string& argument,
+                                          py::error_already_set& error) {
+    const auto type = error.type().attr("__name__").cast<std::string>();
+    const auto message = py::str(error.value()).cast<std::string>();
+    const std::string refusal = Refusal(op, argument, "exported by its library", type + ": " + message);
+    py::raise_from(error, PyExc_ValueError, refusal.c_str());
+    throw py::error_already_set();
+  }
+
+  // In an array of no element too, nothing that is computed of its other lengths may overflow.
+  void CheckLengths(const std::string& op, const std::string& argument) const {
+    int64_t bytes = std::max<int64_t>(1, view_.itemsize);
+    for (const int64_t length : view_.shape) {
+      if (length < 0 || __builtin_mul_overflow(bytes, std::max<int64_t>(1, length), &bytes)) {
+        Fail(op, argument, "of lengths that memory has", TupleString(view_.shape));
+      }
+    }
+  }
+
   static py::tuple DlpackDevice(const py::object& array) {
     const auto device = array.attr("__dlpack_device__")().cast<py::tuple>();
     if (device.size() != 2) throw py::cast_error();
@@ -96,6 +119,9 @@ class DeviceArray {
     using namespace py::literals;
     // -1: the caller orders the streams, as he does for the kernels.
     py::capsule capsule = array_.attr("__dlpack__")("stream"_a = -1);
+    // Under another name it holds another struct, or one that somebody has taken.
+    const std::string name = capsule.name() == nullptr ? "" : capsule.name();
+    if (name != "dltensor") Fail(op, argument, "a \"dltensor\" of DLPack", '"' + name + '"');
     auto* managed = capsule.get_pointer<dlpack::ManagedTensor>();
     capsule.set_name("used_dltensor");
     managed_.reset(managed, [](dlpack::ManagedTensor* tensor) {
@@ -107,6 +133,7 @@ class DeviceArray {
     view_.dtype = DlpackDtype(tensor.dtype.code, tensor.dtype.bits);
     if (tensor.dtype.lanes != 1) Fail(op, argument, "of one number per element", std::to_string(tensor.dtype.lanes));
     view_.shape.assign(tensor.shape, tensor.shape + tensor.rank);
+    CheckLengths(op, argument);
     view_.strides = ContiguousStrides();
     for (int i = 0; tensor.strides != nullptr && i < tensor.rank; ++i) {
       view_.strides[i] = tensor.strides[i] * view_.itemsize;
@@ -126,16 +153,24 @@ class DeviceArray {
     const std::string name = py::str(is_raw ? py::object(array_.attr("dtype")) : dtype);
     view_.dtype = name.substr(name.rfind('.') + 1);  // "torch.bfloat16"
     view_.shape = interface["shape"].cast<std::vector<int64_t>>();
+    CheckLengths(op, argument);
     view_.strides = ContiguousStrides();
-    if (interface.contains("strides") && !interface["strides"].is_none()) {
-      view_.strides = interface["strides"].cast<std::vector<int64_t>>();
+    if (Has(interface, "strides")) view_.strides = interface["strides"].cast<std::vector<int64_t>>();
+    if (view_.strides.size() != view_.shape.size()) {
+      const std::string got = "strides " + TupleString(view_.strides) + " of shape " + TupleString(view_.shape);
+      Fail(op, argument, "with as many strides as axes", got);
     }
+    if (Has(interface, "mask")) Fail(op, argument, "without a mask", "one");
     if (view_.size() == 0) return;
     // The interface does not tell the device; CUDA knows whose memory it is.
     const cuda::PointerDevice owner = cuda::DeviceOf(view_.data);
     CheckCuda(op, owner.error);
     device_ = owner.device;
     if (device_ < 0) Fail(op, argument, "an array on a CUDA device", "memory that is no device's");
+  }
+
+  static bool Has(const py::dict& interface, const char* key) {
+    return interface.contains(key) && !interface[key].is_none();
   }
 
   static std::string DlpackDtype(int code, int bits) {
