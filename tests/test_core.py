@@ -140,7 +140,11 @@ ERRORS = [
     ({"num_threads": 0}, "fake_quant: num_threads must be at least 1, got 0"),
     ({"isa": "avx9"}, "fake_quant: isa must be an instruction set of cpu_features(), got avx9"),
     ({"out": np.zeros(12, np.float32)}, "fake_quant: out must be of shape (3, 4), got (12,)"),
-    ({"max": np.float32(-2)}, "fake_quant: min and max must be finite and min less than max (or both 0), got min -1"),
+    (
+        {"max": np.float32(-2)},
+        "fake_quant: min and max must be finite and min less than max (or both 0), with a step that is a "
+        "normal number, got min -1",
+    ),
 ]
 
 

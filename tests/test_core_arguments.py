@@ -68,7 +68,7 @@ WRONG = {
     **dict.fromkeys(["min_threshold", "min_width"], NOT_NEGATIVE),
     "axis": kinds("None or an integer", "last", 1.0, True, [1], Thing()) + kinds("None or an integer of 32", 2**40),
     "out": kinds("None or a NumPy array", "x", 1.0, [0.0], np.float32(1), Thing()),
-    "isa": kinds("None or an instruction set of cpu_features()", 3, b"portable", ["portable"], Thing()),
+    "isa": kinds("None or an instruction set of cpu_features()", 3, b"portable", ["portable"], "\udc80", Thing()),
     "stream": kinds("None, True or False", 0, "no", 1.0, [True], Thing()),
 }
 # What a memcpy copies may be of any type but object.
@@ -107,6 +107,8 @@ def test_arguments_that_are_missing_unknown_or_given_twice_are_named(function):
         call(**good, bits=8)
     with pytest.raises(TypeError, match=rf"^{function}: arguments must be \(.*\), got 5 without a name$"):
         call(*[X] * 5)
+    with pytest.raises(TypeError, match=rf"^{function}: arguments must be \(.*\), got '\\udc80'$"):
+        call(**good, **{"\udc80": 8})
     for name in good:
         with pytest.raises(TypeError, match=f"^{function}: {name} must be given, got nothing$"):
             call(**{key: value for key, value in good.items() if key != name})
@@ -132,8 +134,32 @@ def test_any_number_is_a_parameter(number):
 
 
 def test_a_parameter_beyond_float32_is_refused():
-    with pytest.raises(ValueError, match="^lsq_symmetric: threshold must be positive, finite and such"):
+    with pytest.raises(ValueError, match="^lsq_symmetric: threshold must be positive, finite and such.*, got inf in"):
         _core.lsq_symmetric(X, 10**400)
+    with pytest.raises(ValueError, match="^fake_quant: min and max must be finite and .*, got min -inf and max 1 in"):
+        _core.fake_quant(X, -(10**400), 1)
+
+
+def test_what_a_number_raises_is_not_taken_for_a_number():
+    class Number(int):
+        def __float__(self):
+            raise RuntimeError("no number today")
+
+    with pytest.raises(RuntimeError, match="no number today"):
+        _core.fake_quant(X, LOW, Number(1))
+
+
+def test_flags_of_numpy_are_flags():
+    for stream in (np.True_, np.False_):
+        np.testing.assert_array_equal(_core.fake_quant(X, LOW, HIGH, stream=stream, save_mask=np.False_), X)
+
+
+@pytest.mark.parametrize("function", ["fake_quant", "lsq_uniform"])
+@pytest.mark.parametrize("range", [(0.0, 1e-36), (-1e38, 3e38)])
+def test_a_range_without_a_normal_step_is_said_to_have_none(function, range):
+    wanted = "finite and min less than max.*, with a step that is a normal number"
+    with pytest.raises(ValueError, match=rf"^{function}: min and max must be {wanted}, got min .* and max"):
+        getattr(_core, function)(X, *map(np.float32, range), num_bits=16)
 
 
 @pytest.mark.parametrize("shift", [0, 4, 12])
@@ -142,5 +168,5 @@ def test_memcpy_refuses_arrays_that_overlap(shift):
     with pytest.raises(ValueError, match="^memcpy: destination must be apart from source, got an array that overlaps"):
         _core.memcpy(memory[shift : shift + 16], memory[:16])
     np.testing.assert_array_equal(memory, np.arange(32))
-    _core.memcpy(memory[16:], memory[:16])
+    _core.memcpy(memory[16:], memory[:16], num_threads=2**31 - 1)
     np.testing.assert_array_equal(memory[16:], memory[:16])

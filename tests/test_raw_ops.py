@@ -62,6 +62,24 @@ def test_a_mask_of_another_size_is_refused():
         RAW.qatfast_straight_through_grad(tf.zeros([3, 4]), tf.zeros([3], tf.uint8))
 
 
+@pytest.mark.parametrize(("mask", "got"), [([3], r"\[3\]"), ([2, 2], r"\[2,2\]"), ([], r"\[\]")])
+def test_a_mask_of_another_shape_is_refused_when_the_graph_is_built(mask, got):
+    call = tf.function(lambda grad_y, mask: RAW.qatfast_straight_through_grad(grad_y, mask))
+    with pytest.raises(ValueError, match=rf"QatfastStraightThroughGrad: mask must be of shape \[2\] for .*, got {got}"):
+        call.get_concrete_function(tf.TensorSpec([3, 4]), tf.TensorSpec(mask, tf.uint8))
+    grad_x = call.get_concrete_function(tf.TensorSpec([3, None]), tf.TensorSpec([None], tf.uint8)).structured_outputs
+    assert grad_x.shape.as_list() == [3, None]
+
+
+@pytest.mark.parametrize(("shape", "axis"), [([0, 3, 2**32, 2**31], 1), ([2**31, 0, 2**32, 3], 3)])
+def test_an_empty_tensor_may_have_lengths_whose_product_overflows(shape, axis):
+    x, high = tf.zeros(shape), tf.ones([3])
+    for name, parameters in [("fake_quant_grad_with_range", [-high, high]), ("lsq_symmetric_grad", [high])]:
+        grad_x, *sums = raw(name)(x, x, *parameters, per_channel=True, axis=axis)
+        assert grad_x.shape == shape
+        np.testing.assert_array_equal(sums, np.zeros((len(parameters), 3)))
+
+
 LSQ_ATTRIBUTE_ERRORS = [
     ({"grad_scale": 0.0}, "grad_scale must be positive and finite, got 0"),
     ({"grad_scale": np.inf}, "grad_scale must be positive and finite, got inf"),

@@ -50,6 +50,15 @@ inline bool IsNumber(const py::handle& value) {
   return kind == "f" || kind == "i" || kind == "u" || py::str(dtype).cast<std::string>() == "bfloat16";
 }
 
+// The text of a str; nothing for one that UTF-8 cannot hold, which is the name of no argument and of nothing else here.
+inline std::optional<std::string> TextOf(const py::handle& value) {
+  Py_ssize_t size = 0;
+  const char* text = PyUnicode_Check(value.ptr()) ? PyUnicode_AsUTF8AndSize(value.ptr(), &size) : nullptr;
+  if (text != nullptr) return std::string(text, size);
+  PyErr_Clear();
+  return std::nullopt;
+}
+
 // An argument that is given by name, and what it is if it is not given. Null: it must be.
 struct Keyword {
   std::string name;
@@ -68,7 +77,7 @@ struct Signature {
   py::object default_of(size_t i) const {
     return i < positional.size() ? py::object() : keywords[i - positional.size()].default_value;
   }
-  std::optional<size_t> Find(const std::string& argument) const {
+  std::optional<size_t> Find(const std::optional<std::string>& argument) const {
     for (size_t i = 0; i < size(); ++i) {
       if (name(i) == argument) return i;
     }
@@ -99,7 +108,7 @@ class Arguments {
     }
     for (size_t i = 0; i < args.size(); ++i) values_[i] = args[i];
     for (const auto& [key, value] : kwargs) {
-      const std::optional<size_t> i = signature.Find(py::str(key));
+      const std::optional<size_t> i = signature.Find(TextOf(key));
       if (!i) throw py::type_error(op() + ": arguments must be (" + signature.text() + "), got " + Shown(key));
       if (values_[*i]) throw py::type_error(op() + ": " + signature.name(*i) + " must be given once, got it twice");
       values_[*i] = py::reinterpret_borrow<py::object>(value);
@@ -119,17 +128,10 @@ class Arguments {
     Fail(op(), name, requirement, Shown((*this)[name]));
   }
 
-  bool Flag(const std::string& name) const {
-    const py::object& value = (*this)[name];
-    if (!PyBool_Check(value.ptr()) && !py::isinstance(value, py::module_::import("numpy").attr("bool_"))) {
-      FailAt(name, "True or False");
-    }
-    return value.cast<bool>();
-  }
+  bool Flag(const std::string& name) const { return FlagAt(name, "True or False"); }
   std::optional<bool> OptionalFlag(const std::string& name) const {
     if ((*this)[name].is_none()) return std::nullopt;
-    if (!PyBool_Check((*this)[name].ptr())) FailAt(name, "None, True or False");
-    return (*this)[name].cast<bool>();
+    return FlagAt(name, "None, True or False");
   }
 
   int Integer(const std::string& name) const { return IntegerAt<int>(name, "an integer"); }
@@ -145,18 +147,22 @@ class Arguments {
     if (!IsNumber((*this)[name])) FailAt(name, "a number");
     const double value = PyFloat_AsDouble((*this)[name].ptr());
     if (!PyErr_Occurred()) return value;
+    if (!PyErr_ExceptionMatches(PyExc_OverflowError)) throw py::error_already_set();
     PyErr_Clear();  // an integer beyond all numbers of float64
-    return std::numeric_limits<double>::infinity();
+    const double infinity = std::numeric_limits<double>::infinity();
+    return (*this)[name] < py::int_(0) ? -infinity : infinity;
   }
 
-  // The text of a str, or nothing: the argument is something else.
-  std::optional<std::string> Text(const std::string& name) const {
-    const py::object& value = (*this)[name];
-    if (!PyUnicode_Check(value.ptr())) return std::nullopt;
-    return value.cast<std::string>();
-  }
+  std::optional<std::string> Text(const std::string& name) const { return TextOf((*this)[name]); }
 
  private:
+  bool FlagAt(const std::string& name, const char* requirement) const {
+    const py::object& value = (*this)[name];
+    if (!PyBool_Check(value.ptr()) && !py::isinstance(value, py::module_::import("numpy").attr("bool_"))) {
+      FailAt(name, requirement);
+    }
+    return value.cast<bool>();
+  }
   template <typename Number>
   Number IntegerAt(const std::string& name, const char* requirement) const {
     const py::object& value = (*this)[name];

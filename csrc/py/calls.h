@@ -93,7 +93,7 @@ struct FakeQuantCall {
     const int64_t invalid = FindInvalidChannel(params);
     if (invalid < 0) return;
     const std::string got = RangeString(params.min[invalid], params.max[invalid], invalid);
-    Fail(op, "min and max", "finite and min less than max (or both 0)", got);
+    Fail(op, "min and max", "finite and min less than max (or both 0), with a step that is a normal number", got);
   }
   template <typename Execution>
   void Forward(const T* x, T* y, uint8_t* mask, const Execution& execution) const {
@@ -182,7 +182,7 @@ struct LsqUniformCall {
     const int64_t invalid = FindInvalidChannel(params);
     if (invalid < 0) return;
     const std::string got = RangeString(params.min[invalid], params.max[invalid], invalid);
-    Fail(op, "min and max", "finite and min less than max", got);
+    Fail(op, "min and max", "finite and min less than max, with a step that is a normal number", got);
   }
   template <typename Execution>
   void Forward(const T* x, T* y, uint8_t* mask, const Execution& execution) const {

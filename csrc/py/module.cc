@@ -189,9 +189,10 @@ void PyMemcpy(const Arguments& arguments) {
   const char* from = static_cast<const char*>(source.data());
   const int64_t bytes = source.nbytes();
   const int64_t part = (bytes / num_threads / 64 + 1) * 64;
+  const int64_t num_parts = (bytes + part - 1) / part;
   py::gil_scoped_release release;
-  PlainParallelFor(num_threads)(num_threads, 0, [&](int64_t i, int64_t) {
-    const int64_t begin = std::min(bytes, i * part);
+  PlainParallelFor(num_threads)(num_parts, 0, [&](int64_t i, int64_t) {
+    const int64_t begin = i * part;
     std::memcpy(to + begin, from + begin, std::min(bytes, begin + part) - begin);
   });
 }

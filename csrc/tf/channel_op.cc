@@ -54,16 +54,18 @@ absl::Status CheckParameterShapes(const std::string& op, InferenceContext* c, Sh
   return absl::OkStatus();
 }
 
+DimensionHandle MaskBytes(InferenceContext* c, ShapeHandle x) {
+  const DimensionHandle size = c->NumElements(x);
+  return c->ValueKnown(size) ? c->MakeDim(BitMaskBytes(c->Value(size))) : c->UnknownDim();
+}
+
 absl::Status ForwardShape(const std::string& op, InferenceContext* c,
                           std::initializer_list<ParameterInput> parameters) {
   bool save_mask;
   TF_RETURN_IF_ERROR(c->GetAttr("save_mask", &save_mask));
   const ShapeHandle x = c->input(0);
   c->set_output(0, x);
-  const DimensionHandle size = c->NumElements(x);
-  DimensionHandle bytes = c->MakeDim(0);
-  if (save_mask) bytes = c->ValueKnown(size) ? c->MakeDim(BitMaskBytes(c->Value(size))) : c->UnknownDim();
-  c->set_output(1, c->Vector(bytes));
+  c->set_output(1, c->Vector(save_mask ? MaskBytes(c, x) : c->MakeDim(0)));
   return CheckParameterShapes(op, c, x, parameters);
 }
 
@@ -99,7 +101,12 @@ absl::Status ChannelOpKernel::MakeLayout(const TensorShape& x, ChannelLayout* la
     return InvalidArgument(type_string(), ": axis must be in [", -rank, ", ", rank, ") for x of shape ",
                            x.DebugString(), ", got ", axis_);
   }
-  *layout = MakeChannelLayout(x.dim_sizes().data(), rank, axis_ < 0 ? axis_ + rank : axis_);
+  const int axis = axis_ < 0 ? axis_ + rank : axis_;
+  if (x.num_elements() == 0) {
+    *layout = {0, x.dim_size(axis), 1};  // the product of the other lengths may overflow
+    return absl::OkStatus();
+  }
+  *layout = MakeChannelLayout(x.dim_sizes().data(), rank, axis);
   return absl::OkStatus();
 }
 

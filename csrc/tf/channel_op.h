@@ -55,6 +55,10 @@ struct ParameterInput {
 
 absl::Status CheckNumBits(const std::string& op, int num_bits);
 
+// The length of the mask for a tensor of shape `x`.
+tensorflow::shape_inference::DimensionHandle MaskBytes(tensorflow::shape_inference::InferenceContext* c,
+                                                       tensorflow::shape_inference::ShapeHandle x);
+
 // Shape functions. `parameters` are scalars, or [x.shape[axis]] if the op's attribute per_channel is set.
 absl::Status CheckParameterShapes(const std::string& op, tensorflow::shape_inference::InferenceContext* c,
                                   tensorflow::shape_inference::ShapeHandle x,

@@ -126,7 +126,8 @@ class FakeQuantFamily
   using X = typename KernelType<T>::type;
   using P = Arithmetic<X>;
   using Params = FakeQuantParams<X>;
-  static constexpr char kRequirement[] = "min and max must be finite and min less than max (or both 0)";
+  static constexpr char kRequirement[] =
+      "min and max must be finite and min less than max (or both 0), with a step that is a normal number";
 
   absl::Status Init(OpKernelConstruction* context, int num_bits, bool per_channel) {
     bool narrow_range;

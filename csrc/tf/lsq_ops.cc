@@ -247,7 +247,8 @@ class LsqUniformFamily
   using X = typename KernelType<T>::type;
   using P = Arithmetic<X>;
   using Params = LsqUniformParams<X>;
-  static constexpr char kRequirement[] = "min and max must be finite and min less than max";
+  static constexpr char kRequirement[] =
+      "min and max must be finite and min less than max, with a step that is a normal number";
 
   absl::Status Init(OpKernelConstruction* context, int num_bits, bool) {
     TF_RETURN_IF_ERROR(context->GetAttr("grad_scale", &attributes_.grad_scale));

@@ -11,6 +11,7 @@ using tensorflow::OpKernel;
 using tensorflow::OpKernelContext;
 using tensorflow::Tensor;
 using tensorflow::shape_inference::InferenceContext;
+using tensorflow::shape_inference::ShapeHandle;
 
 REGISTER_OP("QatfastStraightThroughGrad")
     .Input("grad_y: T")
@@ -19,8 +20,12 @@ REGISTER_OP("QatfastStraightThroughGrad")
     .Attr("T: {float, half, bfloat16, double}")
     .SetShapeFn([](InferenceContext* c) {
       c->set_output(0, c->input(0));
-      tensorflow::shape_inference::ShapeHandle mask;
-      return c->WithRank(c->input(1), 1, &mask);
+      const ShapeHandle wanted = c->Vector(MaskBytes(c, c->input(0)));
+      ShapeHandle mask;
+      if (c->Merge(c->input(1), wanted, &mask).ok()) return absl::OkStatus();
+      return InvalidArgument("QatfastStraightThroughGrad: mask must be of shape ", c->DebugString(wanted),
+                             " for grad_y of shape ", c->DebugString(c->input(0)), ", got ",
+                             c->DebugString(c->input(1)));
     })
     .Doc(R"doc(
 The straight-through gradient from the mask that a forward op saved.

@@ -210,7 +210,8 @@ def uniform_grid(x, min, max, num_bits, grad_scale, axis, min_width, exact_zero)
     min, max = range_stretched_to_zero(min, max) if exact_zero else range_with_zero(min, max, steps)
     unscaled = (max - min) / steps
     step = _pass_through_gradient_scale(unscaled, grad_scale)
-    message = "lsq_uniform: min and max must be finite and min less than max, got min"
+    requirement = "finite and min less than max, with a step that is a normal number"
+    message = f"lsq_uniform: min and max must be {requirement}, got min"
     valid = tf.logical_and(ordered, is_positive_and_normal(step))
     step = broadcast_to_channels(checked(valid, step, [message, given[0], "and max", given[1]]), x, axis)
     if not exact_zero:

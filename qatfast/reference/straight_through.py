@@ -125,8 +125,8 @@ def nudge(x, min, max, quant_min, quant_max, axis, include_zero) -> NudgedRange:
     scale = (max - min) / steps
     is_zero = tf.logical_and(tf.equal(min, 0.0), tf.equal(max, 0.0))
     valid = tf.logical_and(ordered, tf.logical_or(is_zero, is_positive_and_normal(scale)))
-    message = "fake_quant: min and max must be finite and min less than max (or both 0), got min"
-    scale = checked(valid, scale, [message, min, "and max", max])
+    requirement = "finite and min less than max (or both 0), with a step that is a normal number"
+    scale = checked(valid, scale, [f"fake_quant: min and max must be {requirement}, got min", min, "and max", max])
     inv_scale = steps / (max - min)
     # std::round of a non-negative number: halves go up, and 0.49999997 does not.
     from_min = quant_min - min / scale

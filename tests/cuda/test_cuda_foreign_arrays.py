@@ -1,4 +1,4 @@
-"""Arrays of other libraries that describe themselves wrongly, or do not let themselves be described: refused by name."""
+"""Arrays of other libraries that describe themselves wrongly, or do not let themselves be described."""
 
 import numpy as np
 import pytest
