@@ -48,6 +48,23 @@ def gradients(function, inputs, grad_y):
     return tape.gradient(y, inputs, grad_y)
 
 
+def forward_over_reverse(loss, tangents, *inputs):
+    """The second derivatives of `loss`, a scalar function, times tangents of all inputs."""
+    with tf.autodiff.ForwardAccumulator(list(inputs), tangents) as accumulator:
+        found = gradients(loss, list(inputs), None)
+    return [accumulator.jvp(value) for value in found]
+
+
+def reverse_over_reverse(loss, tangents, *inputs):
+    """The same, by the gradient of a gradient."""
+    inputs = list(inputs)
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        found = gradients(loss, inputs, None)
+        total = tf.add_n([tf.reduce_sum(g * t) for g, t in zip(found, tangents, strict=True)])
+    return tape.gradient(total, inputs)
+
+
 def jacobians(function, inputs):
     """The derivatives of the output by each input, [size of y, size of the input]: one gradient per element of y."""
     size = int(np.prod(SHAPE))
@@ -116,20 +133,10 @@ def test_derivatives_pass_through_functions_of_xla(native, op):
         loss = compiled(*inputs)
     np.testing.assert_allclose(accumulator.jvp(loss), tangent, rtol=1e-4, atol=1e-5)
 
-    def reverse_over_reverse(loss, *values):
-        with tf.GradientTape() as outer:
-            outer.watch(values)
-            with tf.GradientTape() as inner:
-                inner.watch(values)
-                y = loss(*values)
-            found = inner.gradient(y, values)
-            total = tf.add_n([tf.reduce_sum(g * t) for g, t in zip(found, tangents, strict=True)])
-        return outer.gradient(total, values)
-
     in_graph = lambda *values: tf.reduce_sum(tf.sin(function(*values)))  # noqa: E731
-    expected = reverse_over_reverse(in_graph, *inputs)
-    inside = tf.function(functools.partial(reverse_over_reverse, in_graph), jit_compile=True)
-    for found in (reverse_over_reverse(compiled, *inputs), inside(*inputs)):
+    expected = reverse_over_reverse(in_graph, tangents, *inputs)
+    inside = tf.function(functools.partial(reverse_over_reverse, in_graph, tangents), jit_compile=True)
+    for found in (reverse_over_reverse(compiled, tangents, *inputs), inside(*inputs)):
         for actual, wanted in zip(found, expected, strict=True):
             np.testing.assert_allclose(actual, wanted, rtol=1e-3, atol=1e-3)
 
@@ -163,27 +170,13 @@ def test_hessian_vector_products_are_the_same_in_both_modes(backend, op, attribu
     inputs = draw(op, axis)
     tangents = tangents_like(inputs)
 
-    def loss_gradients(values):
-        with tf.GradientTape() as tape:
-            tape.watch(values)
-            loss = 0.5 * tf.reduce_sum(function(*values) ** 2)
-        return tape.gradient(loss, values)
-
-    def forward_over_reverse(*values):
-        with tf.autodiff.ForwardAccumulator(list(values), tangents) as accumulator:
-            found = loss_gradients(list(values))
-        return [accumulator.jvp(value) for value in found]
-
-    def reverse_over_reverse(*values):
-        with tf.GradientTape() as tape:
-            tape.watch(values)
-            found = loss_gradients(list(values))
-            total = tf.add_n([tf.reduce_sum(g * t) for g, t in zip(found, tangents, strict=True)])
-        return tape.gradient(total, list(values))
+    def loss(*values):
+        return 0.5 * tf.reduce_sum(function(*values) ** 2)
 
     expected = gradients(function, inputs, tf.constant(times(jacobians(function, inputs), tangents)))
     for mode in (forward_over_reverse, reverse_over_reverse):
-        for actual, wanted in zip(run(mode, in_graph, *inputs), expected, strict=True):
+        product = functools.partial(mode, loss, tangents)
+        for actual, wanted in zip(run(product, in_graph, *inputs), expected, strict=True):
             np.testing.assert_allclose(actual, wanted, rtol=1e-3, atol=1e-3)
 
 

@@ -23,6 +23,7 @@ from model_compression_toolkit.target_platform_capabilities.tpc_models.imx500_tp
 )
 from models import SAVE_FORMATS, conv_net  # noqa: E402
 
+import qatfast  # noqa: E402
 from qatfast.mct import accelerate  # noqa: E402
 from qatfast.mct.quantizers import QUANTIZERS  # noqa: E402
 
@@ -100,6 +101,15 @@ def test_under_tensorflow_s_default_optimizations_the_loss_curves_stay_close(nam
         np.testing.assert_allclose(losses, stock_losses, rtol=1e-2)
         if name == "STE" and method is not QuantizationMethod.UNIFORM:
             assert losses == stock_losses
+
+
+@pytest.mark.parametrize("suffix", SAVE_FORMATS)
+def test_mct_loads_what_save_model_saves(suffix, tmp_path):
+    model, _ = trained(conv_net, OURS.LSQ)
+    path = str(tmp_path / f"model{suffix}")
+    for _ in range(2):  # a new one, and one in the place of another
+        qatfast.save_model(model, path)
+        np.testing.assert_array_equal(outputs_of(mct.keras_load_quantized_model(path)), outputs_of(model))
 
 
 @pytest.mark.parametrize("method", OURS)

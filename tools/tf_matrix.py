@@ -22,8 +22,9 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 # What depends on TensorFlow's or Keras' version; MCT's flow, the benchmark and the examples are run on two versions.
 TESTS = [
-    "config", "copies", "derivatives", "dtypes", "library", "load_model", "lsq", "lsq_ops", "lsq_training", "memory",
-    "mixed_precision", "model", "ops", "quantizers_base", "raw_ops", "ste", "symbolic_keras", "wrapper", "xla",
+    "config", "copies", "derivatives", "dtypes", "library", "load_model", "lsq", "lsq_guards", "lsq_ops",
+    "lsq_training", "memory", "mixed_precision", "model", "ops", "quantizers_base", "raw_ops", "ste",
+    "symbolic_keras", "wrapper", "xla",
 ]  # fmt: skip
 # Prints what an environment holds, as JSON.
 FACTS = """

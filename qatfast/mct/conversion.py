@@ -8,7 +8,9 @@ from typing import NamedTuple
 import tensorflow as tf
 from mct_quantizers import KerasActivationQuantizationHolder, KerasQuantizationWrapper, QuantizationTarget
 
-from qatfast.mct.quantizers import QUANTIZERS, warn_unless_a_kernel_trains, without_candidates
+from qatfast.mct.configs import without_candidates
+from qatfast.mct.quantizers import QUANTIZERS
+from qatfast.mct.trained_kernels import warn_unless_a_kernel_trains
 
 __all__ = ["accelerate", "restore"]
 

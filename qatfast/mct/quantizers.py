@@ -20,7 +20,6 @@ its constructor's first argument: no `from __future__ import annotations` in thi
 import copy
 import inspect
 import math
-import warnings
 import weakref
 
 import numpy as np
@@ -35,9 +34,6 @@ from model_compression_toolkit.trainable_infrastructure import (
     TrainableQuantizerWeightsConfig,
 )
 from model_compression_toolkit.trainable_infrastructure.common.base_trainable_quantizer import VAR, VariableGroup
-from model_compression_toolkit.trainable_infrastructure.common.trainable_quantizer_config import (
-    TrainableQuantizerCandidateConfig,
-)
 from model_compression_toolkit.trainable_infrastructure.keras.activation_quantizers import (
     LSQSymmetricActivationTrainableQuantizer,
     LSQUniformActivationTrainableQuantizer,
@@ -47,10 +43,11 @@ from model_compression_toolkit.trainable_infrastructure.keras.activation_quantiz
 from model_compression_toolkit.trainable_infrastructure.keras.quantize_wrapper import KerasTrainableQuantizationWrapper
 from tensorflow.python.eager import record
 
-from qatfast import config as own_configs
 from qatfast import ops
 from qatfast._keras import register_for_saving
 from qatfast.config import GradientScale, TrainingMethod
+from qatfast.mct.configs import config_from_json, config_to_json, own_config
+from qatfast.mct.trained_kernels import connected_layers, warn_unless_a_kernel_trains
 from qatfast.quantizers import STEActivationQuantizer, STEWeightsQuantizer
 from qatfast.quantizers.gradient_scale import activation_gradient_scale, weight_gradient_scale
 from qatfast.quantizers.range_quantizer import MAX_VARIABLE, MIN_VARIABLE, THRESHOLD_VARIABLE
@@ -59,13 +56,7 @@ from qatfast.quantizers.restoration import restore_under_any_layer_name
 from qatfast.quantizers.serialization import from_json, to_json
 from qatfast.wrapper import call_through_wrapper_only
 
-__all__ = ["QUANTIZERS", "warn_unless_a_kernel_trains", "without_candidates"]
-
-_NO_KERNEL = (
-    "qatfast.mct: the model quantizes activations, but no kernel that trains. The target platform capabilities decide "
-    "which are quantized: give kernels a configuration of their own there with enable_weights_quantization=True, as "
-    "MCT's get_target_platform_capabilities() does."
-)
+__all__ = ["QUANTIZERS"]
 
 # Far below every threshold that means anything, and far above the smallest of which a step can be computed.
 _SMALLEST_RANGE = 2.0**-100
@@ -82,7 +73,7 @@ class _QatfastQuantizer:
     def get_config(self):
         """Returns the quantization config and all further constructor arguments as JSON data."""
         cls = type(self)
-        config = {"quantization_config": _config_to_json(self.quantization_config, cls.__name__)}
+        config = {"quantization_config": config_to_json(self.quantization_config, cls.__name__)}
         for name in list(inspect.signature(cls).parameters)[1:]:
             config[name] = to_json(getattr(self, name), f"{cls.__name__}: {name}")
         return config
@@ -92,7 +83,7 @@ class _QatfastQuantizer:
         """Returns the quantizer that `get_config` described."""
         arguments = {name: from_json(value, f"{cls.__name__}: {name}") for name, value in config.items()}
         config_class = next(iter(inspect.signature(cls).parameters.values())).annotation
-        return cls(_config_from_json(config_class, arguments.pop("quantization_config")), **arguments)
+        return cls(config_from_json(config_class, arguments.pop("quantization_config")), **arguments)
 
     def initialize_quantization(self, tensor_shape, name, layer):
         """Creates the stock quantizer's variables."""
@@ -161,7 +152,7 @@ class _Activation(_QatfastQuantizer):
         # Where no tape is open nothing trains: Keras may be building the model, which is not whole then.
         if training and not self._has_looked and record.could_possibly_record():
             self._has_looked = True
-            layers = _connected_layers(self._layer())
+            layers = connected_layers(self._layer())
             if any(isinstance(layer, tf.keras.layers.InputLayer) for layer in layers):  # a Functional model's
                 warn_unless_a_kernel_trains(layers)
         return super().__call__(inputs, training)
@@ -194,7 +185,7 @@ class _Ste(_QatfastQuantizer):
     def _exact_quantizer(self):
         """Qatfast's own quantizer, on the variables of this one."""
         is_weight = isinstance(self, _Weights)
-        exact = (STEWeightsQuantizer if is_weight else STEActivationQuantizer)(_own_config(self.quantization_config))
+        exact = (STEWeightsQuantizer if is_weight else STEActivationQuantizer)(own_config(self.quantization_config))
         exact.use_variables(self._variables(), len(self._tensor_shape) if is_weight else None)
         return exact
 
@@ -438,72 +429,3 @@ for _cls in QUANTIZERS.values():
     register_for_saving(_cls, _cls.__module__)
 # As qatfast.wrapper does for the layers of mct-quantizers: what MCT's models are copied with.
 tf.keras.utils.get_custom_objects().setdefault("KerasTrainableQuantizationWrapper", KerasTrainableQuantizationWrapper)
-
-
-def without_candidates(config):
-    """Returns MCT's config without the candidates of a mixed-precision search, with which MCT cannot save it.
-
-    No quantizer of STE or LSQ reads them.
-    """
-    plain = copy.copy(config)
-    setattr(plain, _candidates_field(plain), None)
-    return plain
-
-
-def _candidates_field(config):
-    return next(name for name in vars(config) if name.endswith("_bits_candidates"))
-
-
-def _arguments(config):
-    """MCT's config as the arguments of its constructor."""
-    arguments = dict(vars(config))
-    field = _candidates_field(config)
-    arguments[field.replace("_bits_", "_quantization_")] = arguments.pop(field)
-    return arguments
-
-
-def _config_to_json(config, quantizer):
-    arguments = _arguments(config)
-    field = next(name for name in arguments if name.endswith("_candidates"))
-    if arguments[field] is not None:
-        arguments[field] = [vars(candidate) for candidate in arguments[field]]
-    return to_json(arguments, f"{quantizer}: quantization_config")
-
-
-def _config_from_json(config_class, arguments):
-    field = next(name for name in arguments if name.endswith("_candidates"))
-    if arguments[field] is not None:
-        candidates = [TrainableQuantizerCandidateConfig(**candidate) for candidate in arguments[field]]
-        arguments = {**arguments, field: candidates}
-    return config_class(**arguments)
-
-
-def _own_config(config):
-    """Qatfast's config of the same values as MCT's."""
-    return getattr(own_configs, type(config).__name__)(**_arguments(without_candidates(config)))
-
-
-def warn_unless_a_kernel_trains(layers) -> None:
-    """Warns if no layer among those of a model is a wrapper that quantizes a weight, and trains it."""
-    if not any(_trains_quantized_kernel(layer) for layer in layers):
-        warnings.warn(_NO_KERNEL, stacklevel=3)
-
-
-def _trains_quantized_kernel(layer):
-    if not isinstance(layer, KerasQuantizationWrapper) or not layer.built:
-        return False
-    trained = {id(weight) for weight in layer.trainable_weights}
-    return any(id(weight) in trained for _, weight, _ in layer.get_weights_vars())
-
-
-def _connected_layers(layer):
-    """The layers of the Functional models that `layer` is part of."""
-    found, pending = {id(layer): layer}, [layer]
-    while pending:
-        current = pending.pop()
-        neighbours = [parent.layer for node in current.inbound_nodes for parent in node.parent_nodes]
-        neighbours += [node.layer for node in current.outbound_nodes]
-        new = {id(neighbour): neighbour for neighbour in neighbours if id(neighbour) not in found}
-        found.update(new)
-        pending.extend(new.values())
-    return list(found.values())
