@@ -5,8 +5,7 @@ import inspect
 import ml_dtypes
 import numpy as np
 import pytest
-
-from qatfast import _core
+from kernel_cases import _core
 
 X = np.zeros((3, 4), np.float32)
 LOW, HIGH = np.float32(-1), np.float32(1)

@@ -26,7 +26,8 @@ sanitized() {
   local preload
   preload=$("$compiler" -print-file-name="$2"):$("$compiler" -print-file-name=libstdc++.so)
   # -s, since what pytest captures of a report is lost with the process.
-  LD_PRELOAD=$preload "$python" -m pytest -q -s --noconftest -p no:cacheprovider tests/test_core.py || return
+  LD_PRELOAD=$preload "$python" -m pytest -q -s --noconftest -p no:cacheprovider tests/test_core.py \
+    tests/test_core_arguments.py || return
   LD_PRELOAD=$preload "$python" tools/fuzz.py --seconds "${FUZZ_SECONDS:-20}"
 }
 

@@ -109,9 +109,9 @@ inline void CheckApart(const std::string& op, const std::string& argument, const
 
 // Outputs lie apart from parameters, which kernels go on reading while they write.
 template <size_t kParameters>
-void CheckApartFrom(const std::string& op, const ArrayView& out, const std::array<const char*, kParameters>& names,
-                    const std::vector<ArrayView>& parameters) {
-  for (size_t i = 0; i < kParameters; ++i) CheckApart(op, "out", out, names[i], parameters[i]);
+void CheckApartFrom(const std::string& op, const std::string& argument, const ArrayView& output,
+                    const std::array<const char*, kParameters>& names, const std::vector<ArrayView>& parameters) {
+  for (size_t i = 0; i < kParameters; ++i) CheckApart(op, argument, output, names[i], parameters[i]);
 }
 
 inline ChannelLayout LayoutOf(const std::string& op, const std::vector<int64_t>& shape, std::optional<int> axis) {

@@ -42,7 +42,7 @@ void Forward(const Arguments& arguments) {
     CheckShape(op, "out", out, x.shape);
     T* to = WritableElements<T>(op, "out", out);
     CheckOverlap(op, "x", out, x);
-    CheckApartFrom(op, out, Call<T>::kParameters, parameters);
+    CheckApartFrom(op, "out", out, Call<T>::kParameters, parameters);
     uint8_t* bits = nullptr;
     if (with_mask) {
       const ArrayView& mask = arrays["mask"];
@@ -50,6 +50,7 @@ void Forward(const Arguments& arguments) {
       bits = WritableElements<uint8_t>(op, "mask", mask);
       CheckApart(op, "mask", mask, "x", x);
       CheckApart(op, "mask", mask, "out", out);
+      CheckApartFrom(op, "mask", mask, Call<T>::kParameters, parameters);
     }
     const CudaExecution execution = ExecutionOf(arguments);
     call.Forward(from, to, bits, execution);
@@ -104,7 +105,7 @@ void Backward(const Arguments& arguments) {
     T* to = WritableElements<T>(op, "out", out);
     CheckOverlap(op, "x", out, x);
     CheckOverlap(op, "grad_y", out, grad_y);
-    CheckApartFrom(op, out, Call<T>::kParameters, parameters);
+    CheckApartFrom(op, "out", out, Call<T>::kParameters, parameters);
     const CudaExecution execution = ExecutionOf(arguments);
     A* grads[kParameters] = {};
     double* workspace = nullptr;
@@ -121,6 +122,7 @@ void Backward(const Arguments& arguments) {
         }
       }
       for (const char* other : {"x", "grad_y", "out"}) CheckApart(op, outputs[i], view, other, arrays[other]);
+      CheckApartFrom(op, outputs[i], view, Call<T>::kParameters, parameters);
       for (size_t j = 0; j < i; ++j) CheckApart(op, outputs[i], view, outputs[j], arrays[outputs[j]]);
     }
     call.Backward(from_grad_y, from_x, to, grads, workspace, execution);

@@ -91,7 +91,7 @@ py::object Forward(const Arguments& arguments) {
     const CpuExecution execution = MakeExecution(arguments);
     py::array y = OutputLike(arguments, "x", x);
     T* to = WritableElements<T>(op, "out", ViewOf(y));
-    CheckApartFrom(op, ViewOf(y), Call<T>::kParameters, inputs.views);
+    CheckApartFrom(op, "out", ViewOf(y), Call<T>::kParameters, inputs.views);
     const bool save_mask = arguments.Flag("save_mask");
     py::array_t<uint8_t> mask(save_mask ? BitMaskBytes(x.size()) : 0);
     uint8_t* bits = save_mask ? mask.mutable_data() : nullptr;
@@ -124,7 +124,7 @@ py::tuple Backward(const Arguments& arguments) {
     py::array grad_x = OutputLike(arguments, "x", x);
     CheckOverlap(op, "grad_y", ViewOf(grad_x), ViewOf(grad_y));
     T* to = WritableElements<T>(op, "out", ViewOf(grad_x));
-    CheckApartFrom(op, ViewOf(grad_x), Call<T>::kParameters, inputs.views);
+    CheckApartFrom(op, "out", ViewOf(grad_x), Call<T>::kParameters, inputs.views);
     bool with_parameters = true;
     if constexpr (Call<T>::kMayLeaveOutRange) with_parameters = arguments.Flag("with_range");
     py::tuple results(1 + kParameters);

@@ -98,6 +98,24 @@ def test_a_gradient_that_would_overwrite_a_parameter_is_refused(device):
         device.functions.fake_quant_grad(**(good | {"min": low}))
 
 
+@pytest.mark.parametrize("parameter", ["min", "max"])
+@pytest.mark.parametrize(("output", "dtype"), [("grad_min", FLOAT), ("grad_max", FLOAT), ("workspace", np.float64)])
+def test_a_sum_that_would_overwrite_a_parameter_is_refused(device, output, dtype, parameter):
+    good = arguments(device)
+    place = good[parameter]
+    over = DeviceArray(place.memory, place.offset, (4,) if output == "workspace" else (), dtype)
+    with pytest.raises(ValueError, match=f"^fake_quant_grad: {output} must be apart from {parameter}, got an"):
+        device.functions.fake_quant_grad(**(good | {output: over}))
+
+
+@pytest.mark.parametrize("parameter", ["min", "max"])
+def test_a_mask_that_would_overwrite_a_parameter_is_refused(device, parameter):
+    good = {name: value for name, value in arguments(device).items() if name in ("x", "min", "max", "out")}
+    mask = DeviceArray(good[parameter].memory, good[parameter].offset + 1, (2,), np.uint8)
+    with pytest.raises(ValueError, match=f"^fake_quant: mask must be apart from {parameter}, got an array that"):
+        device.functions.fake_quant(**good, mask=mask)
+
+
 def test_an_unknown_op_or_axis_has_no_workspace(device):
     x = arguments(device)["x"]
     with pytest.raises(
