@@ -23,7 +23,7 @@ TEST_FLAGS := -O1 -std=c++17 -fPIC -fvisibility=hidden -ffp-contract=off -fno-ma
 # The CUDA kernels compiled for a CPU, for tests: see tests/cuda_emulation/cuda_runtime.h.
 CUDA_SOURCES := $(wildcard csrc/core/*_cuda.cu)
 EMULATION := $(VENV)/emulation
-EMULATED_SOURCES := $(CUDA_SOURCES) csrc/core/cpu_execution.cc csrc/py/cuda_functions.cc tests/cuda_emulation/module.cc
+EMULATED_SOURCES := $(CUDA_SOURCES) csrc/core/cpu_execution.cc csrc/py/cuda_functions.cc $(wildcard tests/cuda_emulation/*.cc)
 # The module _core with a sanitizer, in an environment without TensorFlow, whose threads and memory are its own affair.
 SANITIZED := build/sanitized
 CORE := .venv/core
@@ -60,7 +60,7 @@ demo: install
 	$(BIN)/python examples/mnist_qat.py --output demo_output
 
 $(EMULATION)/_emulated_cuda.so: $(VENV)/.tensorflow $(EMULATED_SOURCES) $(shell find csrc tests/cuda_emulation -name '*.h')
-	$(call module,$(BIN)/python,$(EMULATED_SOURCES),-Wno-unknown-pragmas -I tests/cuda_emulation)
+	$(call module,$(BIN)/python,$(EMULATED_SOURCES),-Wno-unknown-pragmas -DQATFAST_EMULATED_GPU -I tests/cuda_emulation)
 
 test: install $(if $(CUDA_SOURCES),$(EMULATION)/_emulated_cuda.so)
 	HYPOTHESIS_PROFILE=ci PYTHONPATH=$(EMULATION) $(BIN)/pytest -n $(JOBS) --dist worksteal tests

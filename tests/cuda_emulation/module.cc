@@ -1,9 +1,11 @@
-// The module _core.cuda on the emulator, and the emulator's settings.
+// The module _core.cuda on the emulator, the emulator's settings, and what only tests need.
 
 #include <cuda_runtime.h>
 
 #include "py/array_view.h"
 #include "py/cuda_functions.h"
+
+void DefineDivision(pybind11::module_& m);  // division.cc
 
 namespace {
 
@@ -20,6 +22,7 @@ void SetThreadOrder(const std::string& order) {
 
 PYBIND11_MODULE(_emulated_cuda, m) {
   qatfast::DefineCuda(m);
+  DefineDivision(m);
   m.def("set_thread_order", &SetThreadOrder);
   m.def("set_blocks_run", &cuda_emulation::SetBlocksRun);
   m.def("launch_count", &cuda_emulation::LaunchCount);
