@@ -23,7 +23,7 @@ TEST_FLAGS := -O1 -std=c++17 -fPIC -fvisibility=hidden -ffp-contract=off -fno-ma
 # The CUDA kernels compiled for a CPU, for tests: see tests/cuda_emulation/cuda_runtime.h.
 CUDA_SOURCES := $(wildcard csrc/core/*_cuda.cu)
 EMULATION := $(VENV)/emulation
-EMULATED_SOURCES := $(CUDA_SOURCES) csrc/core/cpu_execution.cc csrc/py/cuda_functions.cc $(wildcard tests/cuda_emulation/*.cc)
+EMULATED_SOURCES := $(CUDA_SOURCES) csrc/core/cpu_execution.cc csrc/py/cuda_functions.cc tests/cuda_emulation/module.cc
 # The module _core with a sanitizer, in an environment without TensorFlow, whose threads and memory are its own affair.
 SANITIZED := build/sanitized
 CORE := .venv/core

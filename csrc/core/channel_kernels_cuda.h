@@ -51,7 +51,7 @@ class CudaChannelKernel {
     } else {
       const auto sums = MakeSums(Lanes(layout_, grid, kWidth), gradients, workspace);
       const size_t of_sums = sizeof(double) * Formula::kTerms * kThreads * kWidth;
-      const size_t shared_bytes = std::max(of_sums, TileChannels<Formula>::Bytes(sums.slots));
+      const size_t shared_bytes = std::max(of_sums, TileChannels<Formula, kWidth>::Bytes(sums.slots));
       Launch(execution, ReduceLanes<T, Formula>, sums.slots.num_blocks(), shared_bytes, op_, arrays, sums);
       FinishLater(sums, execution);
     }
@@ -60,8 +60,8 @@ class CudaChannelKernel {
   // The most that any alignment of the arrays needs.
   int64_t WorkspaceSize() const {
     const PackGrid widest = {layout_.size(), kWidth - 1, true};
-    const int64_t slots = HasSummedRuns(layout_) ? RunPieces(layout_, widest, kWidth).num_slots()
-                                                 : Lanes(layout_, widest, kWidth).num_slots();
+    const int64_t slots = HasSummedRuns(layout_) ? RunPieces(layout_, widest, kWidth).num_slots
+                                                 : Lanes(layout_, widest, kWidth).num_slots;
     return Formula::kTerms * slots;
   }
 
@@ -74,15 +74,15 @@ class CudaChannelKernel {
       Launch(execution, MapRuns<T, Formula, Map>, chunks.num_chunks(), shared_bytes, op_, map, chunks);
     } else if constexpr (Formula::kHasChannels) {
       const Lanes lanes(layout_, grid, kWidth);
-      Launch(execution, MapLanes<T, Formula, Map>, lanes.num_blocks(), TileChannels<Formula>::Bytes(lanes), op_, map,
-             lanes);
+      Launch(execution, MapLanes<T, Formula, Map>, lanes.num_blocks(), TileChannels<Formula, kWidth>::Bytes(lanes), op_,
+             map, lanes);
     }
   }
 
   template <typename Slots>
   ChannelSums<Formula, Slots> MakeSums(const Slots& slots, const std::array<A*, Formula::kInputs>& gradients,
                                        double* workspace) const {
-    const Finish in_one = slots.slots_per_channel() == 1 ? Finish::kEachSlot : Finish::kLastThing;
+    const Finish in_one = slots.slots_per_channel == 1 ? Finish::kEachSlot : Finish::kLastThing;
     const bool is_one = slots.num_blocks() > 0 && (in_one == Finish::kEachSlot || slots.num_blocks() == 1);
     ChannelSums<Formula, Slots> sums = {slots, is_one ? in_one : Finish::kLater, layout_.channels, workspace, {}};
     std::copy(gradients.begin(), gradients.end(), sums.gradients);
@@ -93,10 +93,10 @@ class CudaChannelKernel {
   void FinishLater(const ChannelSums<Formula, Slots>& sums, const CudaExecution& execution) const {
     if (sums.finish != Finish::kLater) return;
     // Few slots: adjacent threads take adjacent channels, whose slots mostly are adjacent too.
-    const int64_t count = sums.slots.slots_per_channel();
-    const int team = count <= 8 ? 1 : (count <= 16 * kWarp ? kWarp : kThreads);
-    Launch(execution, FinishSums<Formula, Slots>, CeilDiv(layout_.channels, kThreads / team), kTeamSumBytes, op_, sums,
-           team);
+    const int64_t count = sums.slots.slots_per_channel;
+    const int team_log2 = Log2(count <= 8 ? 1 : (count <= 16 * kWarp ? kWarp : kThreads));
+    Launch(execution, FinishSums<Formula, Slots>, CeilDiv(layout_.channels, kThreads >> team_log2), kTeamSumBytes, op_,
+           sums, team_log2);
   }
 
   ChannelLayout layout_;

@@ -45,6 +45,12 @@ constexpr int kSummedRowsAtOnce = 2;
 // With fewer threads than this a GPU is not busy, and work is better shared among more of them.
 constexpr int64_t kThreadsToBusy = int64_t{1} << 17;
 
+QATFAST_INLINE constexpr int Log2(int power_of_two) {
+  int log2 = 0;
+  while (1 << log2 < power_of_two) ++log2;
+  return log2;
+}
+
 QATFAST_INLINE int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Divides by a number that is known before the kernel starts: q = (high half of (multiplier * n) + n) >> shift with
@@ -203,25 +209,30 @@ struct RunPieces {
 
   PackGrid grid;
   Runs runs;
-  int team;            // threads: a power of two up to kWarp, or kThreads
-  int64_t length = 1;  // elements of a piece, fewer at the end of a run
-  Divider per_run;     // pieces of a run
+  int team_log2;          // threads: up to kWarp, or kThreads
+  int64_t length = 1;     // elements of a piece, fewer at the end of a run
+  Divider per_run;        // pieces of a run
+  int64_t num_slots = 0;  // each piece has one for its partial sums
+  int64_t slots_per_channel = 0;
 
   RunPieces(const ChannelLayout& layout, const PackGrid& pack_grid, int pack_width) : grid(pack_grid), runs(layout) {
     const int64_t run = runs.length.divisor();
     const int64_t of_warp = int64_t{kWarp} * kPacksPerThread * pack_width;
-    team = kThreads;
-    if (layout.channels > 1 && run <= of_warp) {
+    const bool of_block = layout.channels == 1 || run > of_warp;
+    team_log2 = Log2(kThreads);
+    if (!of_block) {
       // Enough threads for a batch each, and for adjacent ones to share what the memory moves at once.
-      team = run > pack_width ? 2 : 1;
-      while (team < kWarp && int64_t{team} * SummedPacksAtOnce(pack_width) * pack_width < run) team *= 2;
+      team_log2 = run > pack_width ? 1 : 0;
+      while (team() < kWarp && int64_t{team()} * SummedPacksAtOnce(pack_width) * pack_width < run) ++team_log2;
     }
-    length = team == kThreads ? int64_t{kThreads} * kPacksPerThread * pack_width : of_warp;
+    length = of_block ? int64_t{kThreads} * kPacksPerThread * pack_width : of_warp;
     per_run = Divider(std::max<int64_t>(1, CeilDiv(run, length)));
+    if (grid.size > 0) num_slots = runs.count * per_run.divisor();
+    slots_per_channel = num_slots / runs.channels.divisor();
   }
 
-  int64_t num_blocks() const { return CeilDiv(num_slots(), kThreads / team); }
-  QATFAST_INLINE int64_t num_slots() const { return grid.size == 0 ? 0 : runs.count * per_run.divisor(); }
+  int64_t num_blocks() const { return CeilDiv(num_slots, kThreads >> team_log2); }
+  QATFAST_INLINE int team() const { return 1 << team_log2; }
   QATFAST_INLINE int64_t RunOf(int64_t piece) const { return per_run.Divide(piece); }
   // The position that a piece's positions count from, where a pack starts.
   QATFAST_INLINE int64_t Base(int64_t piece, int pack_width) const { return Begin(piece) / pack_width * pack_width; }
@@ -231,8 +242,7 @@ struct RunPieces {
     return grid.CutAt(begin, begin + static_cast<int>(left < length ? left : length), pack_width);
   }
 
-  // Each piece has a slot for its partial sums. Those of a channel, in the order of its elements:
-  QATFAST_INLINE int64_t slots_per_channel() const { return num_slots() / runs.channels.divisor(); }
+  // The slots of a channel, in the order of its elements.
   QATFAST_INLINE int64_t Slot(int64_t channel, int64_t index) const {
     return (per_run.Divide(index) * runs.channels.divisor() + channel) * per_run.divisor() + per_run.Remainder(index);
   }
@@ -254,10 +264,12 @@ struct Lanes {
   int64_t channels;
   int64_t inner;
   int64_t row_length;  // a multiple of the period, and of 8 and the pack's width
-  int warps_across = 1;
-  int pack_width;
+  int warps_across_log2 = 0;
   int64_t rows_per_block = 1;
   int64_t num_rows = 0;
+  int64_t num_row_blocks = 0;
+  int64_t num_slots = 0;  // for partial sums: one per column and block of rows
+  int64_t slots_per_channel = 0;
   Divider period;
   Divider tiles_per_row;
   Divider slots_per_row;  // partial sums of one channel in a row
@@ -267,7 +279,6 @@ struct Lanes {
       : grid(pack_grid),
         channels(std::max<int64_t>(1, layout.channels)),
         inner(std::max<int64_t>(1, layout.inner)),
-        pack_width(width),
         period(channels * inner) {
     const int64_t warp_width = int64_t{kWarp} * width;
     const int64_t side_by_side = PeriodsOfRow(warp_width);
@@ -276,32 +287,38 @@ struct Lanes {
     slots_per_period = Divider(inner);
     // Few rows: warps side by side, so that each has a batch of rows.
     const int64_t rows = CeilDiv(grid.size, row_length);
-    while (warps_across < kMaxWarpsAcross && rows < int64_t{kRowsAtOnce} * kWarps / warps_across &&
-           warps_across * warp_width < row_length) {
-      warps_across *= 2;
+    while (warps_across() < kMaxWarpsAcross && rows < int64_t{kRowsAtOnce} * row_warps() &&
+           warps_across() * warp_width < row_length) {
+      ++warps_across_log2;
     }
-    tiles_per_row = Divider(CeilDiv(row_length, warps_across * warp_width));
+    tiles_per_row = Divider(CeilDiv(row_length, warps_across() * warp_width));
     const int64_t packs = CeilDiv(grid.size, width);
     int64_t rows_per_warp = std::clamp<int64_t>(packs / kThreadsToBusy, int64_t{kRowsAtOnce}, int64_t{kMaxRowsPerWarp});
     // Some rows more spare a second block, and then a second launch.
     if (rows <= 2 * rows_per_warp * row_warps()) rows_per_warp = std::max<int64_t>(1, CeilDiv(rows + 1, row_warps()));
     rows_per_block = rows_per_warp * row_warps();
     if (grid.size > 0) num_rows = CeilDiv(grid.size + grid.shift, row_length);
+    num_row_blocks = CeilDiv(num_rows, rows_per_block);
+    num_slots = num_row_blocks * row_length;
+    slots_per_channel = num_row_blocks * slots_per_row.divisor();
   }
 
-  QATFAST_INLINE int64_t num_row_blocks() const { return CeilDiv(num_rows, rows_per_block); }
-  int64_t num_blocks() const { return num_row_blocks() * tiles_per_row.divisor(); }
+  int64_t num_blocks() const { return num_row_blocks * tiles_per_row.divisor(); }
 
-  QATFAST_INLINE int threads_across() const { return warps_across * kWarp; }
-  QATFAST_INLINE int row_warps() const { return kWarps / warps_across; }
-  QATFAST_INLINE int tile_width() const { return threads_across() * pack_width; }
+  QATFAST_INLINE int warps_across() const { return 1 << warps_across_log2; }
+  QATFAST_INLINE int threads_across_log2() const { return warps_across_log2 + Log2(kWarp); }
+  QATFAST_INLINE int threads_across() const { return 1 << threads_across_log2(); }
+  QATFAST_INLINE int row_warps() const { return kWarps >> warps_across_log2; }
+  QATFAST_INLINE int TileWidth(int pack_width) const { return threads_across() * pack_width; }
 
   QATFAST_INLINE int64_t FirstRow(int64_t block) const { return tiles_per_row.Divide(block) * rows_per_block; }
   QATFAST_INLINE int RowsOf(int64_t block) const {
     const int64_t left = num_rows - FirstRow(block);
     return static_cast<int>(left < rows_per_block ? left : rows_per_block);
   }
-  QATFAST_INLINE int64_t FirstColumn(int64_t block) const { return tiles_per_row.Remainder(block) * tile_width(); }
+  QATFAST_INLINE int64_t FirstColumn(int64_t block, int pack_width) const {
+    return tiles_per_row.Remainder(block) * TileWidth(pack_width);
+  }
 
   // The rows of a block, counted from its first, in which the pack at `position` of the first one is moved whole. A row
   // is cut at its start or end only if it is the tensor's first or last.
@@ -310,7 +327,7 @@ struct Lanes {
     int end;
     QATFAST_INLINE bool Holds(int row) const { return row >= begin && row < end; }
   };
-  QATFAST_INLINE RowSpan WholeRows(int64_t block, Span whole, int64_t position) const {
+  QATFAST_INLINE RowSpan WholeRows(int64_t block, Span whole, int64_t position, int pack_width) const {
     const int rows = RowsOf(block);
     if (whole.begin == whole.end) return {0, 0};
     const bool is_cut = position + (rows - 1) * row_length + pack_width > whole.end;
@@ -337,9 +354,6 @@ struct Lanes {
     return slots_per_period.Divide(period.Remainder(column - grid.shift + row_length));
   }
 
-  // The partial sums of a channel: for each block of rows, one per column of the channel.
-  QATFAST_INLINE int64_t slots_per_channel() const { return num_row_blocks() * slots_per_row.divisor(); }
-  QATFAST_INLINE int64_t num_slots() const { return num_row_blocks() * row_length; }
   // The slot of a row block's first column.
   QATFAST_INLINE int64_t FirstSlot(int64_t block) const { return tiles_per_row.Divide(block) * row_length; }
   QATFAST_INLINE int64_t Slot(int64_t channel, int64_t index) const {

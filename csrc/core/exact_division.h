@@ -8,7 +8,7 @@
 // Let b be the divisor, r the number nearest to 1 / b, and q = x * r, rounded: it misses x / b by at most 1.5 units in
 // its last place. With the rest x - q b as one fused operation, q + rest * r, fused as well, misses x / b by less than
 // 2^-22 units before it is rounded. So it rounds as x / b does unless x / b lies that near to the middle of two
-// numbers. Those pairs of x and b are few enough to try all of them (tests/cuda_emulation/division.cc).
+// numbers. Those pairs of x and b are few enough to try all of them (tests/cuda_emulation/division_trials.h).
 //
 // What would overflow or underflow on the way is kept from it: x and b are multiplied by the power of two that takes b
 // to [2, 4). A quotient beyond 2^30 stays q, within two units in its last place, or becomes infinite. Below 2^-100 the

@@ -9,14 +9,14 @@ namespace cuda {
 
 // The channels of a tile's columns, in shared memory: 16 bytes of one beside those of the column that the next thread
 // reads at the same time.
-template <typename Formula>
+template <typename Formula, int kWidth>
 class TileChannels {
  public:
-  explicit __device__ TileChannels(const Lanes& lanes) : columns_(lanes.tile_width()) {}
+  explicit __device__ TileChannels(const Lanes& lanes) : columns_(lanes.TileWidth(kWidth)) {}
 
   // Where a column of the tile has its place: that of all threads' first columns, then of their second ones.
   __device__ static int PlaceOf(const Lanes& lanes, int column) {
-    return column % lanes.pack_width * lanes.threads_across() + column / lanes.pack_width;
+    return (column % kWidth << lanes.threads_across_log2()) + column / kWidth;
   }
 
   // By all threads of a block, before __syncthreads().
@@ -35,7 +35,7 @@ class TileChannels {
     return BitCast<Channel<Formula>>(parts);
   }
 
-  static size_t Bytes(const Lanes& lanes) { return sizeof(Channel<Formula>) * lanes.tile_width(); }
+  static size_t Bytes(const Lanes& lanes) { return sizeof(Channel<Formula>) * lanes.TileWidth(kWidth); }
 
  private:
   static constexpr int kParts = sizeof(Channel<Formula>) / sizeof(uint4);
@@ -59,14 +59,14 @@ struct TileThread {
   Lanes::RowSpan whole_rows;
 
   __device__ TileThread(const Lanes& lanes, int granule)
-      : across(threadIdx.x % lanes.threads_across()),
-        row(threadIdx.x / lanes.threads_across()),
+      : across(threadIdx.x & (lanes.threads_across() - 1)),
+        row(threadIdx.x >> lanes.threads_across_log2()),
         row_step(lanes.row_warps()),
-        first_column(lanes.FirstColumn(blockIdx.x)),
+        first_column(lanes.FirstColumn(blockIdx.x, kWidth)),
         whole(lanes.grid.WholePacks(granule)) {
     const int64_t column = first_column + across * kWidth;
     position = lanes.FirstRow(blockIdx.x) * lanes.row_length + column;
-    whole_rows = lanes.WholeRows(blockIdx.x, whole, position);
+    whole_rows = lanes.WholeRows(blockIdx.x, whole, position, kWidth);
     if (column >= lanes.row_length) whole_rows.end = 0;
   }
 };
@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(kThreads, (kPackWidth<T> > 4 ? 2 : 3))
   };
   int row = thread.row;
   load(row);  // under way while the channels are prepared
-  const TileChannels<Formula> channels(lanes);
+  const TileChannels<Formula, kWidth> channels(lanes);
   channels.Prepare(op, lanes, thread.first_column);
   __syncthreads();
   while (row < rows) {
@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(kThreads, (kPackWidth<T> > 4 ? 2 : 3))
   const Lanes::CutRows cut = lanes.RowsToPatch(blockIdx.x, thread.whole);
   for (int cut_row = cut.begin; cut_row < cut.end; cut_row += cut.step) {
     const int64_t first = (lanes.FirstRow(blockIdx.x) + cut_row) * lanes.row_length + thread.first_column;
-    for (int i = threadIdx.x; i < lanes.tile_width(); i += kThreads) {
+    for (int i = threadIdx.x; i < lanes.TileWidth(kWidth); i += kThreads) {
       const int64_t position = first + i;
       const bool is_inside = thread.first_column + i < lanes.row_length && lanes.grid.span().Holds(position);
       map.Element(op.formula, channels.At(channels.PlaceOf(lanes, i)), position - lanes.grid.shift,
@@ -151,7 +151,7 @@ __global__ void __launch_bounds__(kThreads, (kPackWidth<T> > 4 ? 2 : 3))
   };
   int row = thread.row;
   load(row);  // under way while the channels are prepared
-  const TileChannels<Formula> channels(lanes);
+  const TileChannels<Formula, kWidth> channels(lanes);
   channels.Prepare(op, lanes, thread.first_column);
   __syncthreads();
   double sums[kWidth][kTerms] = {};
@@ -174,7 +174,7 @@ __global__ void __launch_bounds__(kThreads, (kPackWidth<T> > 4 ? 2 : 3))
   }
 
   // Each column's sums, from the threads of the block that had it.
-  const int columns = lanes.tile_width();
+  const int columns = lanes.TileWidth(kWidth);
   __syncthreads();  // nobody reads channels any more
 #pragma unroll
   for (int term = 0; term < kTerms; ++term) {
@@ -189,7 +189,7 @@ __global__ void __launch_bounds__(kThreads, (kPackWidth<T> > 4 ? 2 : 3))
   for (int i = threadIdx.x; i < columns; i += kThreads) {
     const int64_t column = thread.first_column + i;
     if (column >= lanes.row_length) break;
-    const int place = TileChannels<Formula>::PlaceOf(lanes, i);
+    const int place = TileChannels<Formula, kWidth>::PlaceOf(lanes, i);
     double of_column[kTerms] = {};
 #pragma unroll
     for (int term = 0; term < kTerms; ++term) {

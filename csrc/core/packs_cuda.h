@@ -138,11 +138,12 @@ constexpr size_t kTeamSumBytes = kWarps * sizeof(double);
 
 // The sum over a team of threads, in a fixed order; for thread 0 of the team. All threads of the block call this. A
 // team is 1, 2, 4 ... 32 threads, or the block.
-__device__ inline double TeamSum(double value, int team) {
-  for (int distance = (team < kWarp ? team : kWarp) / 2; distance > 0; distance /= 2) {
+__device__ inline double TeamSum(double value, int team_log2) {
+  const int shuffles = team_log2 < Log2(kWarp) ? team_log2 : Log2(kWarp);
+  for (int distance = (1 << shuffles) / 2; distance > 0; distance /= 2) {
     value += __shfl_xor_sync(0xffffffff, value, distance);
   }
-  if (team == kThreads) {
+  if (team_log2 == Log2(kThreads)) {
     __syncthreads();  // an earlier sum may still be read
     if (threadIdx.x % kWarp == 0) shared_memory[threadIdx.x / kWarp] = value;
     __syncthreads();

@@ -88,10 +88,11 @@ __global__ void __launch_bounds__(kThreads, 2)
   constexpr int kWidth = kPackWidth<T>;
   constexpr int kPacks = SummedPacksAtOnce(kWidth);
   const RunPieces& pieces = results.slots;
-  const int team = pieces.team;
-  const int member = threadIdx.x % team;
-  const int64_t piece = static_cast<int64_t>(blockIdx.x) * (kThreads / team) + threadIdx.x / team;
-  const bool exists = piece < pieces.num_slots();
+  const int team = pieces.team();
+  const int member = threadIdx.x & (team - 1);
+  const int64_t piece =
+      static_cast<int64_t>(blockIdx.x) * (kThreads >> pieces.team_log2) + (threadIdx.x >> pieces.team_log2);
+  const bool exists = piece < pieces.num_slots;
   const Cut cut = exists ? pieces.CutOf(piece, kWidth) : Cut{0, 0, 0, 0};
   const int64_t first = exists ? pieces.Base(piece, kWidth) - pieces.grid.shift : 0;  // the element at position 0
   const int step = team * kWidth;
@@ -123,7 +124,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     BackwardOne(op.formula, channel, arrays, first + cut.PositionOfRest(i), sums);
   }
 #pragma unroll
-  for (int term = 0; term < Formula::kTerms; ++term) sums[term] = TeamSum(sums[term], team);
+  for (int term = 0; term < Formula::kTerms; ++term) sums[term] = TeamSum(sums[term], pieces.team_log2);
   if (exists && member == 0) results.Put(op, piece, index, sums);
   results.EndOfBlock(op);
 }

@@ -31,19 +31,19 @@ struct ChannelSums {
     if (finish == Finish::kEachSlot) {
       WriteGradients(op, channel, sums);
     } else {
-      for (int term = 0; term < kTerms; ++term) partials[term * slots.num_slots() + slot] = sums[term];
+      for (int term = 0; term < kTerms; ++term) partials[term * slots.num_slots + slot] = sums[term];
     }
   }
 
   // Adds up the slots of `channel` by the threads of a team, in a fixed order. All threads of the block call this.
-  __device__ void FinishChannel(const Op<Formula>& op, int64_t channel, int member, int team) const {
+  __device__ void FinishChannel(const Op<Formula>& op, int64_t channel, int member, int team_log2) const {
     double sums[kTerms] = {};
-    const int64_t count = channel < num_channels ? slots.slots_per_channel() : 0;
-    for (int64_t i = member; i < count; i += team) {
+    const int64_t count = channel < num_channels ? slots.slots_per_channel : 0;
+    for (int64_t i = member; i < count; i += int64_t{1} << team_log2) {
       const int64_t slot = slots.Slot(channel, i);
-      for (int term = 0; term < kTerms; ++term) sums[term] += partials[term * slots.num_slots() + slot];
+      for (int term = 0; term < kTerms; ++term) sums[term] += partials[term * slots.num_slots + slot];
     }
-    for (int term = 0; term < kTerms; ++term) sums[term] = TeamSum(sums[term], team);
+    for (int term = 0; term < kTerms; ++term) sums[term] = TeamSum(sums[term], team_log2);
     if (member == 0 && channel < num_channels) WriteGradients(op, channel, sums);
   }
 
@@ -51,7 +51,7 @@ struct ChannelSums {
   __device__ void EndOfBlock(const Op<Formula>& op) const {
     if (finish != Finish::kLastThing) return;
     __syncthreads();
-    for (int64_t first = 0; first < num_channels; first += kThreads) FinishChannel(op, first + threadIdx.x, 0, 1);
+    for (int64_t first = 0; first < num_channels; first += kThreads) FinishChannel(op, first + threadIdx.x, 0, 0);
   }
 
  private:
@@ -65,9 +65,10 @@ struct ChannelSums {
 
 // A team per channel. Shared memory: that of TeamSum.
 template <typename Formula, typename Slots>
-__global__ void __launch_bounds__(kThreads) FinishSums(Op<Formula> op, ChannelSums<Formula, Slots> sums, int team) {
-  const int64_t channel = static_cast<int64_t>(blockIdx.x) * (kThreads / team) + threadIdx.x / team;
-  sums.FinishChannel(op, channel, threadIdx.x % team, team);
+__global__ void __launch_bounds__(kThreads)
+    FinishSums(Op<Formula> op, ChannelSums<Formula, Slots> sums, int team_log2) {
+  const int64_t channel = static_cast<int64_t>(blockIdx.x) * (kThreads >> team_log2) + (threadIdx.x >> team_log2);
+  sums.FinishChannel(op, channel, threadIdx.x & ((1 << team_log2) - 1), team_log2);
 }
 
 }  // namespace cuda

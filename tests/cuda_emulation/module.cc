@@ -2,10 +2,9 @@
 
 #include <cuda_runtime.h>
 
+#include "division_trials.h"
 #include "py/array_view.h"
 #include "py/cuda_functions.h"
-
-void DefineDivision(pybind11::module_& m);  // division.cc
 
 namespace {
 
@@ -22,7 +21,7 @@ void SetThreadOrder(const std::string& order) {
 
 PYBIND11_MODULE(_emulated_cuda, m) {
   qatfast::DefineCuda(m);
-  DefineDivision(m);
+  division_trials::DefineDivisionTrials(m);
   m.def("set_thread_order", &SetThreadOrder);
   m.def("set_blocks_run", &cuda_emulation::SetBlocksRun);
   m.def("launch_count", &cuda_emulation::LaunchCount);

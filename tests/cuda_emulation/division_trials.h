@@ -1,4 +1,6 @@
 // Tries PreparedDivision<float> (core/exact_division.h) on all that could show it wrong, and at random.
+#ifndef QATFAST_TESTS_CUDA_EMULATION_DIVISION_TRIALS_H_
+#define QATFAST_TESTS_CUDA_EMULATION_DIVISION_TRIALS_H_
 
 #include <pybind11/pybind11.h>
 
@@ -11,7 +13,7 @@
 
 #include "core/exact_division.h"
 
-namespace {
+namespace division_trials {
 
 using qatfast::BitCast;
 using qatfast::PreparedDivision;
@@ -31,9 +33,11 @@ struct Tally {
 };
 
 // Whether two floats are the same or neighbours but for `units`. Both are of one sign.
-bool AreWithin(float a, float b, int units) { return std::abs(BitCast<int32_t>(a) - BitCast<int32_t>(b)) <= units; }
+inline bool AreWithin(float a, float b, int units) {
+  return std::abs(BitCast<int32_t>(a) - BitCast<int32_t>(b)) <= units;
+}
 
-bool IsRight(float quotient, float expected) {
+inline bool IsRight(float quotient, float expected) {
   if (std::isnan(expected)) return std::isnan(quotient);
   if (std::signbit(quotient) != std::signbit(expected)) return false;
   const float magnitude = std::fabs(expected);
@@ -42,7 +46,7 @@ bool IsRight(float quotient, float expected) {
   return BitCast<uint32_t>(quotient) == BitCast<uint32_t>(expected);
 }
 
-uint64_t PowerOfHalf(int exponent, uint64_t odd) {  // 2^-exponent modulo an odd number
+inline uint64_t PowerOfHalf(int exponent, uint64_t odd) {  // 2^-exponent modulo an odd number
   const uint64_t half = (odd + 1) / 2 % odd;
   uint64_t power = 1 % odd;
   for (int i = 0; i < exponent; ++i) power = power * half % odd;
@@ -51,7 +55,7 @@ uint64_t PowerOfHalf(int exponent, uint64_t odd) {  // 2^-exponent modulo an odd
 
 // Every quotient of integers a / b of 24 bits that lies within 2^-22 units in the last place of the middle of two
 // numbers: 2^k a = m b + e with m odd, of 25 bits, and |e| <= 8. k is 24 where a >= b, else 25.
-Tally TryHardest(uint32_t begin, uint32_t end) {
+inline Tally TryHardest(uint32_t begin, uint32_t end) {
   constexpr uint64_t kLow = 1 << 23, kHigh = 1 << 24;
   constexpr int kNear = 8;
   Tally tally;
@@ -80,7 +84,7 @@ Tally TryHardest(uint32_t begin, uint32_t end) {
 }
 
 // Any numbers at all: half of them any bits, half with quotients about those of a grid.
-Tally TryRandom(int64_t count, uint64_t seed) {
+inline Tally TryRandom(int64_t count, uint64_t seed) {
   std::mt19937_64 random(seed);
   Tally tally;
   while (tally.tried < count) {
@@ -118,10 +122,8 @@ pybind11::tuple InThreads(int num_threads, const Part& part) {
   return pybind11::make_tuple(all.tried, all.wrong, all.dividend, all.divisor);
 }
 
-}  // namespace
-
 // Both give (tried, wrong, dividend and divisor of one that was wrong).
-void DefineDivision(pybind11::module_& m) {
+inline void DefineDivisionTrials(pybind11::module_& m) {
   m.def("try_hardest_divisions", [](int num_threads) {
     return InThreads(num_threads, [&](int i) {
       const uint32_t low = 1 << 23;
@@ -133,3 +135,7 @@ void DefineDivision(pybind11::module_& m) {
     return InThreads(num_threads, [&](int i) { return TryRandom(count / num_threads, seed + i); });
   });
 }
+
+}  // namespace division_trials
+
+#endif  // QATFAST_TESTS_CUDA_EMULATION_DIVISION_TRIALS_H_
