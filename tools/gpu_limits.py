@@ -51,8 +51,8 @@ COPY_BYTES_PER_CLOCK = COPY_BYTES_PER_SECOND / MULTIPROCESSORS / CLOCK  # of one
 # Threads per clock and multiprocessor: the guide's table "Throughput of Native Arithmetic Instructions", compute
 # capability 9.0; ISSUE: four schedulers, an instruction of a warp each.
 THREADS_PER_CLOCK = {"ISSUE": 128, "ALU": 64, "FMA": 128, "FMA heavy": 64, "XU": 16, "FP64": 64, "LSU": 32}
-# Which pipe executes what: "Pipelines" in the Kernel Profiling Guide of Nsight Compute. FMA heavy is one half of FMA and
-# alone multiplies integers. Others (branches, barriers, constants, the uniform datapath) only take an issue slot.
+# Which pipe executes what: "Pipelines" in the Kernel Profiling Guide of Nsight Compute. FMA heavy is one half of FMA
+# and alone multiplies integers. Others (branches, barriers, constants, the uniform datapath) only take an issue slot.
 OPCODES = {
     "ALU": "BMSK FLO FMNMX FSEL FSET FSETP IABS IADD3 IMNMX ISETP LEA LOP3 MOV P2R PLOP3 POPC PRMT R2P SEL SGXT "
     "SHF VABSDIFF VIADD VIADDMNMX VIMNMX VOTE VOTEU F2FP I2FP",

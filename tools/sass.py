@@ -138,7 +138,7 @@ class Flow:
 
     @cached_property
     def _searched(self) -> tuple[list[int], set[tuple[int, int]]]:
-        """Blocks reached from the first in topological order, and the edges that go back to a block on the way there."""
+        """Blocks reached from the first in topological order, and the edges back to a block on the way there."""
         order, back, state = [], set(), {}
         stack = [(0, iter(self.successors[0]))]
         state[0] = "open"
