@@ -6,8 +6,8 @@ quantized. Of all ways it is the one with
 1. the most loads and stores of 16 bytes,
 2. the fewest calls (the slow path of a division is a subroutine),
 3. the fewest other accesses to global memory and exchanges between threads (element by element; masks nobody wants),
-4. the most roundings and sums in double precision (else it would be that of a channel whose range is nothing, whose
-   elements need neither),
+4. the most roundings and sums in double precision, then the most comparisons of floats (else it would be that of a
+   channel whose range is nothing, whose elements need none),
 5. the fewest instructions.
 
 Where a loop moves 16 bytes at a time, the figures are of one pass through it, and what comes before is the prologue;
@@ -69,6 +69,7 @@ def cost(line: Instruction) -> tuple[int, ...]:
         line.name == "CALL",
         (line.is_global and not line.is_wide) or line.name == "SHFL",
         -(line.name in ("FRND", "DADD")),
+        -(line.name in ("FSETP", "DSETP")),
         1,
     )
 
