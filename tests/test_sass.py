@@ -58,7 +58,6 @@ def test_figures_of_a_loop_are_of_a_pass_past_the_slow_division():
     assert (found.loads_in_flight, found.loads_of_batch) == (1, 2)
     assert (found.elements, found.instructions) == (8, 27)
     assert (found.prologue, found.prologue_loops, found.epilogue) == (16, 0, 1)
-    # FFMA 5, IMAD 7: 4 of MOV or X, WIDE, and of the loop's end; a warp of each is a quarter, or half, of a clock.
     assert found.clocks["ISSUE"] == 27 / 4
     assert found.clocks["XU"] == 2 * 2  # MUFU and FCHK
     assert found.clocks["LSU"] == 4 * 4
