@@ -92,10 +92,11 @@ def depthwise_elements() -> dict[int, int]:
 def depthwise_per_element(figures: Figures, elements: int) -> float:
     """Instructions per element of a depthwise 3x3 kernel, of which a block takes so many elements: 9 rows of columns.
 
-    Every warp executes the prologue, the passes that its share of the elements takes, and what follows. A loop before
-    the one that moves packs prepares columns, one per thread and pass.
+    Every warp executes the prologue, the passes that its share of the elements takes, and what follows. Rows that do not
+    fill a pass are taken one by one, for about as many instructions an element. A loop before the one that moves packs
+    prepares columns, one per thread and pass.
     """
-    passes = -(-elements // THREADS // figures.elements)
+    passes = elements / THREADS / figures.elements
     passes_of_prologue = elements / 9 / THREADS
     of_warp = figures.prologue + figures.prologue_loops * (passes_of_prologue - 1)
     of_warp += figures.instructions * passes + figures.epilogue

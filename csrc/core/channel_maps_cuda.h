@@ -26,28 +26,45 @@ struct Op {
   }
 };
 
-// The parts of a channel that not every formula has.
+// The parts of a channel that not every formula has. All are as large as A, so that there are no gaps between them.
 template <typename Formula>
 using DivisionOf = std::conditional_t<Formula::kDivides, PreparedDivision<typename Formula::Arithmetic>, IeeeDivision>;
+template <typename A>
 struct MayBeZero {
-  bool is_zero;  // y = 0, and the whole gradient passes
+  BitsOf<A> is_zero;  // 1: y = 0, and the whole gradient passes
 };
 struct IsNeverZero {
   static constexpr bool is_zero = false;
 };
+template <typename A, int kCount>
+struct Padding {
+  A zeros[kCount];
+};
+template <typename A>
+struct Padding<A, 0> {};
 
-// What the elements of a channel are quantized with. A multiple of 16 bytes, so that shared memory gives it in few
-// accesses.
+// What the elements of a channel are quantized with, but for the padding. A multiple of 16 bytes, so that shared memory
+// gives it in few accesses.
 template <typename Formula>
-struct alignas(16) Channel : DivisionOf<Formula>, std::conditional_t<Formula::kMayBeZero, MayBeZero, IsNeverZero> {
-  using A = typename Formula::Arithmetic;
-
+struct UnpaddedChannel : DivisionOf<Formula>,
+                         std::conditional_t<Formula::kMayBeZero, MayBeZero<typename Formula::Arithmetic>, IsNeverZero> {
   typename Formula::Prepared prepared;
+};
+template <typename Formula>
+constexpr int kChannelPadding =
+    static_cast<int>((16 - sizeof(UnpaddedChannel<Formula>) % 16) % 16 / sizeof(typename Formula::Arithmetic));
+
+template <typename Formula>
+struct alignas(16) Channel : UnpaddedChannel<Formula>, Padding<typename Formula::Arithmetic, kChannelPadding<Formula>> {
+  using A = typename Formula::Arithmetic;
 
   // A channel that cannot be quantized with is NaN throughout: so is all that comes of it, and no gradient passes.
   __device__ static Channel Load(const Op<Formula>& op, int64_t index) {
     const typename Formula::Inputs inputs = op.InputsOf(index);
     Channel channel;
+    if constexpr (kChannelPadding<Formula> > 0) {
+      for (A& zero : channel.zeros) zero = 0;
+    }
     if constexpr (Formula::kMayBeZero) channel.is_zero = Formula::IsZero(inputs);
     if (op.formula.IsValid(inputs)) {
       channel.prepared = op.formula.Prepare(inputs);
@@ -99,7 +116,9 @@ struct ForwardMap {
       const Arithmetic<T> value = ToArithmetic(loaded.x.Get(j + part));
       const Arithmetic<T> result = formula.Quantize(value, channel.prepared, channel.division());
       results[part] = channel.is_zero ? Arithmetic<T>(0) : result;
-      if constexpr (kWithMask) bits |= static_cast<unsigned>(Passes(formula, value, channel)) << (j + part);
+      if constexpr (kWithMask) {
+        if (Passes(formula, value, channel)) bits |= 1u << (j + part);
+      }
     }
     loaded.x.Set(j, results);
   }

@@ -349,13 +349,18 @@ struct Lanes {
     return {begin, tail ? rows : (head ? 1 : begin), rows > 1 ? rows - 1 : 1};
   }
 
-  // Row lengths are multiples of the period, so a column's elements are alike in all rows.
-  QATFAST_INLINE int64_t ChannelAt(int64_t column) const {
-    return slots_per_period.Divide(period.Remainder(column - grid.shift + row_length));
+  // Row lengths are multiples of the period, so a column's elements are alike in all rows. The period's offset at which
+  // a column lies:
+  QATFAST_INLINE int64_t InPeriod(int64_t column) const { return period.Remainder(column - grid.shift + row_length); }
+  // The channel at an offset, which may go on from the period's end into the next ones.
+  QATFAST_INLINE int64_t ChannelAt(int64_t offset) const {
+    if (offset >= period.divisor()) offset = period.Remainder(offset);
+    return inner == 1 ? offset : slots_per_period.Divide(offset);
   }
 
   // The slot of a row block's first column.
   QATFAST_INLINE int64_t FirstSlot(int64_t block) const { return tiles_per_row.Divide(block) * row_length; }
+  // The slots of a channel, block of rows by block of rows.
   QATFAST_INLINE int64_t Slot(int64_t channel, int64_t index) const {
     const int64_t row_block = slots_per_row.Divide(index);
     const int64_t in_row = slots_per_row.Remainder(index);

@@ -11,9 +11,9 @@
 // numbers. Those pairs of x and b are few enough to try all of them (tests/cuda_emulation/division_trials.h).
 //
 // What would overflow or underflow on the way is kept from it: x and b are multiplied by the power of two that takes b
-// to [2, 4). A quotient beyond 2^30 stays q, within two units in its last place, or becomes infinite. Below 2^-100 the
-// rest is not exact, and the last bit may differ. Grids end at 2^16 steps and round what is below half a step, so
-// neither can be seen, but for the last bit of a gradient's sum.
+// to [2, 4). A quotient from 2^125 on may become infinite, where x times that power is. Below 2^-100 the rest is not
+// exact, and the last bit may differ. Grids end at 2^16 steps and round what is below half a step, so neither can be
+// seen, but for the last bit of a gradient's sum.
 #ifndef QATFAST_CORE_EXACT_DIVISION_H_
 #define QATFAST_CORE_EXACT_DIVISION_H_
 
@@ -58,18 +58,19 @@ struct PreparedDivision<float> {
     const uint32_t bits = BitCast<uint32_t>(divisor);
     const float scaled = BitCast<float>((bits & ~kExponent) | 0x40000000);
     const float to_scaled = BitCast<float>((kExponent - (bits & kExponent)) | kSign);
-    return divisor == divisor ? PreparedDivision{to_scaled, scaled, -1.0f / scaled}
+    return divisor == divisor ? PreparedDivision{to_scaled, scaled, -(1.0f / scaled)}
                               : PreparedDivision{divisor, divisor, divisor};
   }
 
   // What is negative is so that a quotient of -0 keeps its sign (-0 + -0, where the rest as it is would give -0 + 0),
   // and that nothing has to be negated for it.
   QATFAST_INLINE float operator()(float dividend, float /*divisor*/) const {
+    constexpr float kLargest = 0x1.fffffep127f;
     const float minus_dividend = dividend * to_scaled;  // scaled
     const float quotient = minus_dividend * reciprocal;
     const float minus_rest = FusedMultiplyAdd(scaled, quotient, minus_dividend);
     const float refined = FusedMultiplyAdd(minus_rest, reciprocal, quotient);
-    return std::fabs(quotient) < 0x1p30f ? refined : quotient;
+    return std::fabs(quotient) <= kLargest ? refined : quotient;
   }
 };
 

@@ -98,7 +98,8 @@ struct LsqSymmetricFormula {
 
   A lowest;   // -steps, or 0 if unsigned
   A highest;  // steps - 1
-  A steps;    // of the threshold
+  A steps;    // of the threshold, a power of two
+  A inverse_steps;
   A grad_scale;
   A min_threshold;  // 0: none
   bool power_of_two;
@@ -107,7 +108,9 @@ struct LsqSymmetricFormula {
   QATFAST_INLINE Prepared Prepare(Inputs inputs) const {
     const A guarded = Guarded(inputs.threshold);
     // A power of two needs no scaling of gradients in its forward pass: it would not stay one.
-    return {power_of_two ? CeilToPowerOfTwo(guarded) / steps : ScaleGradient(guarded / steps, grad_scale)};
+    // 1 / steps is a power of two, so multiplying with it has the bits of dividing by steps.
+    return {power_of_two ? CeilToPowerOfTwo(guarded) * inverse_steps
+                         : ScaleGradient(guarded * inverse_steps, grad_scale)};
   }
   QATFAST_INLINE static A Divisor(const Prepared& p) { return p.step; }
   template <typename Division = IeeeDivision>
@@ -256,7 +259,7 @@ template <typename T, typename Body>
 auto WithFormula(const LsqSymmetricParams<T>& params, Body body) {
   using A = Arithmetic<T>;
   const auto steps = static_cast<A>(1 << (params.num_bits - (params.is_signed ? 1 : 0)));
-  return body(LsqSymmetricFormula<A>{params.is_signed ? -steps : 0, steps - 1, steps, params.grad_scale,
+  return body(LsqSymmetricFormula<A>{params.is_signed ? -steps : 0, steps - 1, steps, A(1) / steps, params.grad_scale,
                                      params.min_threshold, params.power_of_two});
 }
 

@@ -2,6 +2,8 @@
 #ifndef QATFAST_CORE_LANE_KERNELS_CUDA_H_
 #define QATFAST_CORE_LANE_KERNELS_CUDA_H_
 
+#include <type_traits>
+
 #include "core/sums_cuda.h"
 
 namespace qatfast {
@@ -21,9 +23,10 @@ class TileChannels {
 
   // By all threads of a block, before __syncthreads().
   __device__ void Prepare(const Op<Formula>& op, const Lanes& lanes, int64_t first_column) const {
-    for (int i = threadIdx.x; i < columns_; i += kThreads) {
-      if (first_column + i >= lanes.row_length) break;
-      const Channel<Formula> channel = Channel<Formula>::Load(op, lanes.ChannelAt(first_column + i));
+    const int64_t offset = lanes.InPeriod(first_column), left = lanes.row_length - first_column;
+    const int columns = left < columns_ ? static_cast<int>(left) : columns_;
+    for (int i = threadIdx.x; i < columns; i += kThreads) {
+      const Channel<Formula> channel = Channel<Formula>::Load(op, lanes.ChannelAt(offset + i));
       const Parts parts = BitCast<Parts>(channel);
       for (int part = 0; part < kParts; ++part) shared()[part * columns_ + PlaceOf(lanes, i)] = parts.of[part];
     }
@@ -55,6 +58,7 @@ struct TileThread {
   int row_step;
   int64_t first_column;  // of the tile
   int64_t position;      // of the pack in the block's first row
+  int64_t step;          // from a row to the next
   Span whole;
   Lanes::RowSpan whole_rows;
 
@@ -66,6 +70,7 @@ struct TileThread {
         whole(lanes.grid.WholePacks(granule)) {
     const int64_t column = first_column + across * kWidth;
     position = lanes.FirstRow(blockIdx.x) * lanes.row_length + column;
+    step = row_step * lanes.row_length;
     whole_rows = lanes.WholeRows(blockIdx.x, whole, position, kWidth);
     if (column >= lanes.row_length) whole_rows.end = 0;
   }
@@ -78,24 +83,24 @@ __global__ void __launch_bounds__(kThreads, (kPackWidth<T> > 4 ? 2 : 3))
   constexpr int kWidth = kPackWidth<T>;
   const TileThread<kWidth> thread(lanes, Map::kGranule);
   const int rows = lanes.RowsOf(blockIdx.x);
-  const auto element_of = [&](int row) { return thread.position + row * lanes.row_length - lanes.grid.shift; };
+  int row = thread.row;
+  int64_t element = thread.position + row * lanes.row_length - lanes.grid.shift;
   typename Map::Loaded loaded[kRowsAtOnce];
-  const auto load = [&](int row) {
+  const auto load = [&] {
 #pragma unroll
     for (int k = 0; k < kRowsAtOnce; ++k) {
-      const int here = row + k * thread.row_step;
-      if (thread.whole_rows.Holds(here)) map.Load(element_of(here), loaded[k]);
+      const int64_t here = element + k * thread.step;
+      if (thread.whole_rows.Holds(row + k * thread.row_step)) map.Load(here, loaded[k]);
     }
   };
-  int row = thread.row;
-  load(row);  // under way while the channels are prepared
+  load();  // under way while the channels are prepared
   const TileChannels<Formula, kWidth> channels(lanes);
   channels.Prepare(op, lanes, thread.first_column);
   __syncthreads();
-  while (row < rows) {
-    unsigned bits[kRowsAtOnce] = {};
-#pragma unroll
-    for (int k = 0; k < kRowsAtOnce; ++k) Map::Arrive(loaded[k]);
+  // Rows from `row` on, all of which exist: a channel is read once for them.
+  const auto finish = [&](int row, int64_t element, auto count, typename Map::Loaded* packs) {
+    constexpr int kRows = decltype(count)::value;
+    unsigned bits[kRows] = {};
 #pragma unroll
     for (int j = 0; j < kWidth; j += Map::Pack::kPerWord) {
       Channel<Formula> here[Map::Pack::kPerWord];
@@ -104,18 +109,30 @@ __global__ void __launch_bounds__(kThreads, (kPackWidth<T> > 4 ? 2 : 3))
         here[part] = channels.At((j + part) * lanes.threads_across() + thread.across);
       }
 #pragma unroll
-      for (int k = 0; k < kRowsAtOnce; ++k) {
-        Map::Compute(op.formula, loaded[k], bits[k], j,
-                     [&](int part) -> const Channel<Formula>& { return here[part]; });
+      for (int k = 0; k < kRows; ++k) {
+        Map::Compute(op.formula, packs[k], bits[k], j, [&](int part) -> const Channel<Formula>& { return here[part]; });
       }
     }
 #pragma unroll
-    for (int k = 0; k < kRowsAtOnce; ++k) {
-      const int here = row + k * thread.row_step;
-      map.Store(loaded[k], bits[k], element_of(here), thread.whole_rows.Holds(here));
+    for (int k = 0; k < kRows; ++k) {
+      map.Store(packs[k], bits[k], element + k * thread.step, thread.whole_rows.Holds(row + k * thread.row_step));
+    }
+  };
+  while (row < rows) {
+#pragma unroll
+    for (int k = 0; k < kRowsAtOnce; ++k) Map::Arrive(loaded[k]);
+    if (row + (kRowsAtOnce - 1) * thread.row_step < rows) {
+      finish(row, element, std::integral_constant<int, kRowsAtOnce>(), loaded);
+    } else {
+#pragma unroll
+      for (int k = 0; k < kRowsAtOnce; ++k) {
+        const int last = row + k * thread.row_step;
+        if (last < rows) finish(last, element + k * thread.step, std::integral_constant<int, 1>(), &loaded[k]);
+      }
     }
     row += kRowsAtOnce * thread.row_step;
-    if (row < rows) load(row);
+    element += kRowsAtOnce * thread.step;
+    if (row < rows) load();
   }
 
   const Lanes::CutRows cut = lanes.RowsToPatch(blockIdx.x, thread.whole);
@@ -139,18 +156,18 @@ __global__ void __launch_bounds__(kThreads, (kPackWidth<T> > 4 ? 2 : 3))
   const Lanes& lanes = results.slots;
   const TileThread<kWidth> thread(lanes, kWidth);
   const int rows = lanes.RowsOf(blockIdx.x);
-  const auto element_of = [&](int row) { return thread.position + row * lanes.row_length - lanes.grid.shift; };
+  int row = thread.row;
+  int64_t element = thread.position + row * lanes.row_length - lanes.grid.shift;
   BackwardPacks<T> packs[kSummedRowsAtOnce];
-  const auto load = [&](int row) {
+  const auto load = [&] {
 #pragma unroll
     for (int k = 0; k < kSummedRowsAtOnce; ++k) {
-      const int here = row + k * thread.row_step;
+      const int64_t here = element + k * thread.step;
       packs[k].Clear();
-      if (thread.whole_rows.Holds(here)) packs[k].Load(arrays, element_of(here));
+      if (thread.whole_rows.Holds(row + k * thread.row_step)) packs[k].Load(arrays, here);
     }
   };
-  int row = thread.row;
-  load(row);  // under way while the channels are prepared
+  load();  // under way while the channels are prepared
   const TileChannels<Formula, kWidth> channels(lanes);
   channels.Prepare(op, lanes, thread.first_column);
   __syncthreads();
@@ -166,11 +183,13 @@ __global__ void __launch_bounds__(kThreads, (kPackWidth<T> > 4 ? 2 : 3))
     }
 #pragma unroll
     for (int k = 0; k < kSummedRowsAtOnce; ++k) {
-      const int here = row + k * thread.row_step;
-      if (thread.whole_rows.Holds(here)) StorePack(arrays.grad_x + element_of(here), packs[k].grad_y);
+      if (thread.whole_rows.Holds(row + k * thread.row_step)) {
+        StorePack(arrays.grad_x + (element + k * thread.step), packs[k].grad_y);
+      }
     }
     row += kSummedRowsAtOnce * thread.row_step;
-    if (row < rows) load(row);
+    element += kSummedRowsAtOnce * thread.step;
+    if (row < rows) load();
   }
 
   // Each column's sums, from the threads of the block that had it.
@@ -197,7 +216,7 @@ __global__ void __launch_bounds__(kThreads, (kPackWidth<T> > 4 ? 2 : 3))
         of_column[term] += shared_memory[(term * lanes.row_warps() + warp) * columns + place];
       }
     }
-    const int64_t channel = lanes.ChannelAt(column);
+    const int64_t channel = lanes.ChannelAt(lanes.InPeriod(column));
     if (cut.begin < cut.end) {
       const Channel<Formula> prepared = Channel<Formula>::Load(op, channel);
       for (int cut_row = cut.begin; cut_row < cut.end; cut_row += cut.step) {

@@ -104,8 +104,9 @@ QATFAST_INLINE NudgedRange<A> Nudge(Range<A> range, QuantRange grid) {
   const A quant_min = static_cast<A>(grid.quant_min);
   const A quant_max = static_cast<A>(grid.quant_max);
   NudgedRange<A> nudged;
-  nudged.scale = (range.max - range.min) / (quant_max - quant_min);
-  nudged.inv_scale = (quant_max - quant_min) / (range.max - range.min);
+  const A steps = static_cast<A>(grid.steps());
+  nudged.scale = (range.max - range.min) / steps;
+  nudged.inv_scale = steps / (range.max - range.min);
   const A from_min = quant_min - range.min / nudged.scale;
   // std::round of a number that is not negative: halves go up, but 0.49999997 does not.
   const A whole = std::floor(from_min);
@@ -154,6 +155,9 @@ QATFAST_INLINE A FakeQuantize(A x, const NudgedRange<A>& range, const Division& 
 // Where the straight-through estimator lets the gradient pass: in the range, ends included. NaN is not.
 template <typename A>
 QATFAST_INLINE bool IsInRange(A x, A min, A max) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  return AtLeast(AtMost(x, max), min) == x;  // which forward kernels compute anyway
+#endif
   return x >= min && x <= max;
 }
 
