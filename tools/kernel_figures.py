@@ -10,9 +10,10 @@ quantized. Of all ways it is the one with
    channel whose range is nothing, whose elements need none),
 5. the fewest instructions.
 
-Where a loop moves 16 bytes at a time, the figures are of one pass through it, and what comes before is the prologue;
-else they are of the whole kernel, from start to end. Elements are those of the packs that are stored. Every instruction
-on the way counts, one whose predicate is false too: it takes its issue slot.
+Where a loop moves 16 bytes at a time, the figures are of one pass through it, and what comes before is the prologue,
+whose loads must be in flight together too; else they are of the whole kernel, from start to end. Elements are those of
+the packs that are stored. Every instruction on the way counts, one whose predicate is false too: it takes its issue
+slot.
 """
 
 from collections import Counter
@@ -108,7 +109,7 @@ def figures(kernel: str, code: list[Instruction]) -> Figures | None:
         in_loops = flow.code([block for block in way if block in of_loops])
         ways = [flow.path(latch, flow.exits, lambda line: (line.name == "CALL", 1)) for latch in flow.latches(head)]
         epilogue = min((flow.code(way[1:]) for way in ways if way), key=len, default=[])
-        in_flight = least_in_flight(body, [*prologue, *body], body)
+        in_flight = least_in_flight([*prologue, *body, *body], after=body)
     itemsize = ITEMSIZES[element_type(kernel)]
     stores = sum(line.is_wide_store for line in body)
     loads = sum(line.is_wide_load for line in body)
