@@ -104,7 +104,9 @@ def test_aims_that_are_missed_are_named():
 
 def test_few_rows_cost_a_prologue_for_each_warp():
     found = figures("MapLanes<float, Forward>", CODE["OneByOne"])
-    # A block of 9 rows and 128 columns: 4.5 elements a thread, one pass of 8.
-    assert hot_kernels.depthwise_per_element(found, 9 * 128) == (16 + 27 + 1) * 256 / 1152
+    # A block of 9 rows and 128 columns: 4.5 elements a thread, where a pass takes 8.
+    one_by_one = hot_kernels.COST_OF_ONE_ROW * 27
+    assert hot_kernels.depthwise_per_element(found, 9 * 128) == (16 + 4.5 / 8 * one_by_one + 1) * 256 / 1152
     looped = found._replace(prologue_loops=10)  # 1,024 columns: the loop is passed four times
-    assert hot_kernels.depthwise_per_element(looped, 9 * 1024) == (16 + 3 * 10 + 5 * 27 + 1) * 256 / 9216
+    passes = 4 * 27 + 4 / 8 * one_by_one
+    assert hot_kernels.depthwise_per_element(looped, 9 * 1024) == (16 + 3 * 10 + passes + 1) * 256 / 9216

@@ -66,9 +66,7 @@ struct alignas(16) Channel : UnpaddedChannel<Formula>, Padding<typename Formula:
       for (A& zero : channel.zeros) zero = 0;
     }
     if constexpr (Formula::kMayBeZero) channel.is_zero = Formula::IsZero(inputs);
-    if (op.formula.IsValid(inputs)) {
-      channel.prepared = op.formula.Prepare(inputs);
-    } else {
+    if (!op.formula.PrepareIfValid(inputs, channel.prepared)) {
       struct Values {
         A values[Formula::kColumns];
       } nothing;

@@ -115,15 +115,15 @@ struct PackGrid {
 
   QATFAST_INLINE Span span() const { return {shift, size + shift}; }
 
-  // Cuts positions [begin, end) at multiples of `granule`, which the pack's width divides.
+  // Cuts positions [begin, end) at multiples of `granule`, a power of two that the pack's width divides.
   QATFAST_INLINE Cut CutAt(int begin, int end, int granule) const {
-    const int whole_begin = (begin + granule - 1) / granule * granule, whole_end = end / granule * granule;
+    const int whole_begin = (begin + granule - 1) & -granule, whole_end = end & -granule;
     return aligned && whole_begin < whole_end ? Cut{begin, whole_begin, whole_end, end} : Cut{begin, begin, begin, end};
   }
   // The same for all positions.
   QATFAST_INLINE Span WholePacks(int granule) const {
     const Span all = span();
-    const Span whole = {(all.begin + granule - 1) / granule * granule, all.end / granule * granule};
+    const Span whole = {(all.begin + granule - 1) & -granule, all.end & -int64_t{granule}};
     return aligned && whole.begin < whole.end ? whole : Span{all.begin, all.begin};
   }
 };
@@ -349,10 +349,12 @@ struct Lanes {
     return {begin, tail ? rows : (head ? 1 : begin), rows > 1 ? rows - 1 : 1};
   }
 
-  // Row lengths are multiples of the period, so a column's elements are alike in all rows. The period's offset at which
-  // a column lies:
-  QATFAST_INLINE int64_t InPeriod(int64_t column) const { return period.Remainder(column - grid.shift + row_length); }
-  // The channel at an offset, which may go on from the period's end into the next ones.
+  // How far from the start of a period a column lies, or of an earlier one: row lengths are multiples of the period, so
+  // a column's elements are alike in all rows.
+  QATFAST_INLINE int64_t Offset(int64_t column) const {
+    return column < grid.shift ? column - grid.shift + row_length : column - grid.shift;
+  }
+  // The channel at such an offset.
   QATFAST_INLINE int64_t ChannelAt(int64_t offset) const {
     if (offset >= period.divisor()) offset = period.Remainder(offset);
     return inner == 1 ? offset : slots_per_period.Divide(offset);

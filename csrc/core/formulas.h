@@ -8,6 +8,7 @@
 //   kHasChannels         whether there can be more than one channel
 //   IsValid(inputs)      whether these inputs can be quantized with
 //   Prepare(inputs)      precondition: IsValid(inputs)
+//   PrepareIfValid(inputs, prepared)   both, which have much in common; what it prepares is of use if it is true
 //   Quantize(x, p, divide)   the output
 //   Passes(x, p, divide)     whether the gradient passes to x
 //   Backward(grad_y, x, p, terms, divide)   the gradient to x, and what this element adds to the sums
@@ -46,6 +47,12 @@ struct FakeQuantFormula {
            qatfast::IsValid(Adjusted(range), grid);
   }
   QATFAST_INLINE static bool IsZero(Inputs range) { return qatfast::IsZero(range); }
+  QATFAST_INLINE bool PrepareIfValid(Inputs range, Prepared& prepared) const {
+    const Inputs adjusted = Adjusted(range);
+    prepared = Nudge(adjusted, grid);
+    return IsFinite(range.min) & IsFinite(range.max) & (range.min <= range.max) &
+           (qatfast::IsZero(adjusted) | IsNormalStep(prepared.scale));
+  }
   QATFAST_INLINE Prepared Prepare(Inputs range) const { return Nudge(Adjusted(range), grid); }
   QATFAST_INLINE static A Divisor(const Prepared& range) { return range.scale; }
   template <typename Division = IeeeDivision>
@@ -105,6 +112,10 @@ struct LsqSymmetricFormula {
   bool power_of_two;
 
   QATFAST_INLINE bool IsValid(Inputs inputs) const { return IsNormalStep(Prepare(inputs).step); }
+  QATFAST_INLINE bool PrepareIfValid(Inputs inputs, Prepared& prepared) const {
+    prepared = Prepare(inputs);
+    return IsValid(inputs);
+  }
   QATFAST_INLINE Prepared Prepare(Inputs inputs) const {
     const A guarded = Guarded(inputs.threshold);
     // A power of two needs no scaling of gradients in its forward pass: it would not stay one.
@@ -164,6 +175,10 @@ struct LsqUniformFormula {
     const Inputs guarded = AtLeastAsWide(range, min_width);
     return IsFinite(range.min) & IsFinite(range.max) & (guarded.min <= guarded.max) & IsNormalStep(Prepare(range).step);
   }
+  QATFAST_INLINE bool PrepareIfValid(Inputs range, Prepared& prepared) const {
+    prepared = Prepare(range);
+    return IsValid(range);
+  }
   QATFAST_INLINE Prepared Prepare(Inputs range) const {
     const Range<A> adjusted = IncludeZero(AtLeastAsWide(range, min_width), grid);
     return {ScaleGradient((adjusted.max - adjusted.min) / static_cast<A>(grid.steps()), grad_scale), adjusted.min};
@@ -221,6 +236,10 @@ struct LsqZeroPointFormula {
   QATFAST_INLINE bool IsValid(Inputs range) const {
     const Inputs guarded = AtLeastAsWide(range, min_width);
     return IsFinite(range.min) & IsFinite(range.max) & (guarded.min <= guarded.max) & IsNormalStep(Prepare(range).step);
+  }
+  QATFAST_INLINE bool PrepareIfValid(Inputs range, Prepared& prepared) const {
+    prepared = Prepare(range);
+    return IsValid(range);
   }
   QATFAST_INLINE Prepared Prepare(Inputs range) const {
     const Inputs guarded = AtLeastAsWide(range, min_width);

@@ -23,9 +23,8 @@ class TileChannels {
 
   // By all threads of a block, before __syncthreads().
   __device__ void Prepare(const Op<Formula>& op, const Lanes& lanes, int64_t first_column) const {
-    const int64_t offset = lanes.InPeriod(first_column), left = lanes.row_length - first_column;
-    const int columns = left < columns_ ? static_cast<int>(left) : columns_;
-    for (int i = threadIdx.x; i < columns; i += kThreads) {
+    const int64_t offset = lanes.Offset(first_column);
+    for (int i = threadIdx.x; i < columns_; i += kThreads) {  // those beyond the row too, which idle threads read
       const Channel<Formula> channel = Channel<Formula>::Load(op, lanes.ChannelAt(offset + i));
       const Parts parts = BitCast<Parts>(channel);
       for (int part = 0; part < kParts; ++part) shared()[part * columns_ + PlaceOf(lanes, i)] = parts.of[part];
@@ -216,7 +215,7 @@ __global__ void __launch_bounds__(kThreads, (kPackWidth<T> > 4 ? 2 : 3))
         of_column[term] += shared_memory[(term * lanes.row_warps() + warp) * columns + place];
       }
     }
-    const int64_t channel = lanes.ChannelAt(lanes.InPeriod(column));
+    const int64_t channel = lanes.ChannelAt(lanes.Offset(column));
     if (cut.begin < cut.end) {
       const Channel<Formula> prepared = Channel<Formula>::Load(op, channel);
       for (int cut_row = cut.begin; cut_row < cut.end; cut_row += cut.step) {
