@@ -100,9 +100,9 @@ def depthwise_elements() -> dict[int, int]:
 def depthwise_per_element(figures: Figures, elements: int) -> float:
     """Instructions per element of a depthwise 3x3 kernel, of which a block takes so many elements: 9 rows of columns.
 
-    Every warp executes the prologue, the passes that its share of the elements takes, and what follows. Rows that do not
-    fill a pass are taken one by one, by a path of its own. A loop before the one that moves packs prepares columns, one
-    per thread and pass.
+    Every warp executes the prologue, the passes that its share of the elements takes, and what follows. Rows that do
+    not fill a pass are taken one by one, by a path of its own. A loop before the one that moves packs prepares columns,
+    one per thread and pass.
     """
     full, rest = divmod(elements / THREADS, figures.elements)
     passes = full + rest / figures.elements * COST_OF_ONE_ROW
