@@ -2,21 +2,30 @@
 
     python tools/cuda_report.py [--check]
 
-Fails on any warning of the compiler, and if a kernel spills registers to local memory. Without --check it writes the
-table of registers to docs/cuda-kernels.md; with it, it fails if that table is of other kernels. Registers may differ
-from one release of CUDA to the next.
+Fails on any warning of the compiler, if a kernel spills registers to local memory, and if a hot kernel's machine code
+misses an aim of hot_kernels.py. Without --check it writes the tables to docs/cuda-kernels.md; with it, it fails if they
+are of other kernels. Registers and instructions may differ from one release of CUDA to the next. Needs nvcc, and
+cuobjdump and nvdisasm (from PyPI; `make cuda-check` installs them).
 """
 
 import argparse
+import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
+import hot_kernels  # noqa: E402
+import sass  # noqa: E402
+from kernel_figures import figures  # noqa: E402
+
 import cuda_build  # noqa: E402
 
 TABLE = ROOT / "docs" / "cuda-kernels.md"
@@ -56,28 +65,77 @@ def readable(symbols: list[str]) -> list[str]:
     for name in text.splitlines():
         name = re.sub(r"^void |qatfast::|cuda::|\(anonymous namespace\)::|Formula|\(int\)", "", name)
         name = re.sub(r">\(.*", ">", name)
-        name = re.sub(r"(Forward|Pass)Map<[^<>]*(<[^<>]*>)? *>", r"\1", name)
-        names.append(re.sub(r"(Lsq\w+)<\w+>", r"\1", name).replace(" >", ">"))
+        name = re.sub(r"(Lsq\w+)<\w+>", r"\1", name).replace(" >", ">")
+        name = re.sub(r"(Forward|Pass)Map<[^<>]*(<[^<>]*>)?(, false)?>", r"\1", name)
+        names.append(re.sub(r"ForwardMap<[^<>]*(<[^<>]*>)?, true>", "Forward with mask", name))
     return names
 
 
-def table(groups: dict[str, list[Entry]], release: str) -> str:
-    """The Markdown table of registers."""
+def disassembler() -> list[str] | None:
+    """The command that lists machine code: cuobjdump of the PyPI package, of the PATH, or None."""
+    spec = importlib.util.find_spec("nvidia")
+    for location in spec.submodule_search_locations if spec else []:
+        for found in Path(location).glob("cu*/bin/cuobjdump"):
+            return ["env", f"PATH={found.parent}:{os.environ['PATH']}", str(found)]
+    return [shutil.which("cuobjdump")] if shutil.which("cuobjdump") else None
+
+
+def listed(command: list[str], compiled: cuda_build.Compiled) -> Iterator[tuple[str, list[sass.Instruction]]]:
+    """(kernel, instructions) of each kernel of an object file, on the architecture of the aims."""
+    arguments = [*command, "-sass", "-arch", f"sm_{hot_kernels.ARCHITECTURE}", str(compiled.object)]
+    listing = subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
+    found = list(sass.functions(listing.splitlines()))
+    return zip(readable([symbol for symbol, _ in found]), [code for _, code in found], strict=True)
+
+
+def hot(command: list[str], compiled: list[cuda_build.Compiled], groups: dict[str, list[Entry]]) -> list:
+    """The hot kernels, by name; None for one that moves nothing 16 bytes at a time."""
+    registers = {
+        entry.kernel: entry.registers
+        for found in groups.values()
+        for entry in found
+        if entry.architecture == hot_kernels.ARCHITECTURE
+    }
+    elements = hot_kernels.depthwise_elements()
+    kernels = {}
+    with ThreadPoolExecutor() as pool:
+        for listing in pool.map(lambda file: list(listed(command, file)), compiled):
+            for name, code in listing:
+                if hot_kernels.family(name) in hot_kernels.HOT:
+                    found = figures(name, code)
+                    kernels[name] = found and hot_kernels.hot_kernel(name, registers[name], found, elements)
+    return sorted(kernels.items())
+
+
+def table(groups: dict[str, list[Entry]], hot_ones: list, release: str) -> str:
+    """The Markdown tables: what hot kernels do, and registers and blocks of all."""
     architectures = cuda_build.architectures()
     lines = [
-        "# Registers of the CUDA kernels",
+        "# The CUDA kernels as machine code",
         "",
-        f"Written by `python tools/cuda_report.py`, CUDA {release}. Registers per thread, by capability; blocks",
-        "have 256 threads, and a multiprocessor 65,536 registers. No kernel spills to local memory: CI checks it.",
+        f"Written by `python tools/cuda_report.py`, CUDA {release}. Blocks have 256 threads. No kernel spills to local",
+        "memory; CI checks that, and that hot kernels meet the aims in `tools/hot_kernels.py`.",
+        "",
+        f"## What hot kernels do on sm_{hot_kernels.ARCHITECTURE}",
+        "",
+        "Blocks and KB are of a multiprocessor; loads in flight are a thread's, of 16 bytes, when the first of a batch",
+        "is waited for; shares are of an H100 at the speed of a copy (3.0 TB/s). Before the loop: a warp's",
+        "instructions. Depthwise 3x3: instructions per element of 9 rows, with what comes before and after the loop.",
+        "What is counted, and along which way through a kernel, `tools/kernel_figures.py` tells.",
+        "",
+        *hot_kernels.table([kernel for _, kernel in hot_ones if kernel]),
+        "",
+        "## Registers of a thread / blocks on a multiprocessor, by capability",
     ]
     for source, found in groups.items():
-        lines += ["", f"## {source}", "", f"| kernel | {' | '.join(architectures)} |"]
+        lines += ["", f"### {source}", "", f"| kernel | {' | '.join(architectures)} |"]
         lines.append("| --- |" + " ---: |" * len(architectures))
-        rows: dict[str, dict[str, int]] = {}
+        rows: dict[str, dict[str, str]] = {}
         for entry in found:
-            rows.setdefault(entry.kernel, {})[entry.architecture] = entry.registers
+            blocks = hot_kernels.blocks(entry.kernel, entry.architecture, entry.registers)
+            rows.setdefault(entry.kernel, {})[entry.architecture] = f"{entry.registers} / {blocks}"
         for kernel in sorted(rows):
-            cells = " | ".join(str(rows[kernel].get(architecture, "")) for architecture in architectures)
+            cells = " | ".join(rows[kernel].get(architecture, "") for architecture in architectures)
             lines.append(f"| `{kernel}` | {cells} |")
     return "\n".join(lines) + "\n"
 
@@ -116,7 +174,17 @@ def main() -> None:
     if not any(groups.values()):
         complaints.append("ptxas names no kernel")
     groups = {source: found for source, found in groups.items() if found}  # the others have host code alone
-    text = table(groups, toolkit.release)
+    command = disassembler()
+    if command is None:
+        sys.exit("cuda_report: cuobjdump is needed: run make cuda-check, which installs it")
+    if hot_kernels.ARCHITECTURE not in cuda_build.architectures():
+        sys.exit(f"cuda_report: QATFAST_CUDA_ARCHS must have {hot_kernels.ARCHITECTURE}, which the aims are for")
+    hot_ones = hot(command, compiled, groups)
+    complaints += [f"{name}: moves nothing 16 bytes at a time" for name, kernel in hot_ones if not kernel]
+    complaints += [f"{name}: {miss}" for name, kernel in hot_ones if kernel for miss in kernel.misses()]
+    for name in sorted(set(hot_kernels.HOT) - {hot_kernels.family(name) for name, _ in hot_ones}):
+        complaints.append(f"{name}: no such kernel, but hot_kernels.py says that it is hot")
+    text = table(groups, hot_ones, toolkit.release)
     if not check:
         TABLE.write_text(text)
     elif not TABLE.exists() or kernels_of(TABLE.read_text()) != kernels_of(text):

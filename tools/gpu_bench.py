@@ -9,8 +9,13 @@ counts too. All are run in turns, and medians taken. Before a case is timed, its
 kernels' on a part of the tensor.
 
 Bytes that must move per element of b bytes: forward 2b (read x, write y), and 1/8 with a mask; straight-through
-backward 2b + 1/8; every other backward 3b (read grad_y and x, write grad_x). A copy moves 2b. The share of the copy's
-bandwidth is (bytes / time) over the copy's, of the same tensor in the same run.
+backward 2b + 1/8; every other backward 3b (read grad_y and x, write grad_x). To these come the parameters that are read
+(each once), their gradients that are written, and partial sums, written and read, where a channel has more than one
+(`workspace_size` tells). A copy moves 2b. The share of the copy's bandwidth is (bytes / time) over the copy's, of the
+same tensor in the same run.
+
+Aims are those of the project: of a copy's bandwidth, by what is computed and in which layout; of an empty kernel's
+time for small tensors, by how many launches there are.
 
 --dry-run runs everything on the CPU with tiny tensors and the emulated kernels (`_emulated_cuda` on the path), and
 times nothing.
@@ -26,98 +31,14 @@ import sys
 from collections.abc import Callable, Collection
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import NamedTuple
 
 import ml_dtypes
 import torch
+from gpu_cases import CASES, DTYPES, QUICK_CASES, SMALL_CASES, Case, Run, make_case, ours, theirs
 
-AIM_PER_TENSOR = {"forward": 0.90, "straight-through": 0.90, "lsq backward": 0.85}
-AIM_PER_CHANNEL = 0.80
-AIM_SMALL = 1.5  # of an empty kernel's time
+AIM_PER_TENSOR, AIM_WITH_SUMS, AIM_PER_CHANNEL = 0.90, 0.85, 0.80
+AIM_SMALL, AIM_SMALL_WITH_SUMS = 1.6, 2.6  # of an empty kernel's time; sums may take a second launch
 ROUNDS, CALLS = 15, 20
-
-# Of 2^26 elements in float32 where the name says no other: 256 MiB, five times the second-level cache of an H100.
-CASES = {
-    "per tensor": ((2**26,), None),
-    "last axis": ((8192, 8192), 1),
-    "first axis": ((8192, 8192), 0),
-    "middle axis": ((64, 1024, 1024), 1),
-    "activation NHWC": ((64, 128, 128, 64), 3),
-    "depthwise 3x3": ((3, 3, 2**22, 1), 2),
-    "depthwise 31x31": ((31, 31, 2**16, 1), 2),
-    "embedding": ((30522, 768), 0),
-}
-SMALL_CASES = {"small, per tensor": ((64, 64), None), "small, per channel": ((64, 64), 1)}
-DTYPES = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16", "float64")}
-QUICK_DTYPES = ("float32", "float16")
-QUICK_CASES = ("per tensor", "last axis", "first axis", "middle axis", "depthwise 3x3")
-
-
-class Case(NamedTuple):
-    """A tensor and its parameters on the device."""
-
-    name: str
-    dtype: str
-    axis: int | None
-    x: torch.Tensor
-    grad_y: torch.Tensor
-    min: torch.Tensor
-    max: torch.Tensor
-
-    @property
-    def others(self) -> tuple[int, ...]:
-        """The axes that are not the channels'."""
-        return tuple(i for i in range(self.x.dim()) if self.axis is None or i != self.axis)
-
-
-def make_case(name: str, shape: tuple[int, ...], axis: int | None, dtype: str, device: str) -> Case:
-    """Normal noise, and ranges that clip some of it."""
-    generator = torch.Generator(device).manual_seed(0)
-    x, grad_y = (torch.randn(shape, generator=generator, device=device).to(DTYPES[dtype]) for _ in range(2))
-    channels = () if axis is None else (shape[axis],)
-    high = torch.rand(channels, generator=generator, device=device) + 1
-    high = high.to(torch.float64 if dtype == "float64" else torch.float32)
-    return Case(name, dtype, axis, x, grad_y, -high * 0.9, high)
-
-
-def ours(case: Case, cuda, wrap: Callable, stream: Callable) -> dict[str, tuple[Callable, float, list]]:
-    """(call, bytes per element, outputs) of each of our functions, by name."""
-    size, b = case.x.numel(), case.x.element_size()
-    y, grad_x = torch.empty_like(case.x), torch.empty_like(case.x)
-    mask = torch.empty((size + 7) // 8, dtype=torch.uint8, device=case.x.device)
-    sums = [torch.empty_like(case.min) for _ in range(2)]
-    workspace = torch.empty(
-        cuda.workspace_size("lsq_uniform", wrap(case.x), axis=case.axis), dtype=torch.float64, device=case.x.device
-    )
-    x, grad_y, low, high, out, grad, bits, scratch = map(
-        wrap, (case.x, case.grad_y, case.min, case.max, y, grad_x, mask, workspace)
-    )
-    first, second = map(wrap, sums)
-    axis = {"axis": case.axis}
-    uniform = {"grad_min": first, "grad_max": second, "workspace": scratch, **axis}
-    symmetric = {"grad_threshold": first, "workspace": scratch, **axis}
-
-    def call(name, *arguments, **more):
-        return lambda: getattr(cuda, name)(*arguments, **more, stream=stream())
-
-    forward, ends = {"out": out, **axis}, (low, high)
-    return {
-        "fake_quant forward": (call("fake_quant", x, *ends, **forward), 2 * b, [y]),
-        "fake_quant forward with mask": (call("fake_quant", x, *ends, **forward, mask=bits), 2 * b + 1 / 8, [y]),
-        "straight-through backward": (call("straight_through_grad", grad_y, bits, out=grad), 2 * b + 1 / 8, [grad_x]),
-        "fake_quant backward": (call("fake_quant_grad", grad_y, x, low, high, out=grad, **axis), 3 * b, [grad_x]),
-        "fake_quant backward with sums": (
-            call("fake_quant_grad", grad_y, x, low, high, out=grad, **uniform), 3 * b, [grad_x, *sums]
-        ),
-        "lsq_symmetric forward": (call("lsq_symmetric", x, high, out=out, **axis), 2 * b, [y]),
-        "lsq_symmetric backward": (
-            call("lsq_symmetric_grad", grad_y, x, high, out=grad, **symmetric), 3 * b, [grad_x, sums[0]]
-        ),
-        "lsq_uniform forward": (call("lsq_uniform", x, low, high, out=out, **axis), 2 * b, [y]),
-        "lsq_uniform backward": (
-            call("lsq_uniform_grad", grad_y, x, low, high, out=grad, **uniform), 3 * b, [grad_x, *sums]
-        ),
-    }  # fmt: skip
 
 
 def check(case: Case, runs: dict, core) -> None:
@@ -136,10 +57,10 @@ def check(case: Case, runs: dict, core) -> None:
         return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
 
     x, grad_y, low, high = (numpy(t) for t in (case.x[first], case.grad_y[first], case.min, case.max))
-    for name, (run, _, outputs) in runs.items():
+    for name, run in runs.items():
         op, direction = name.split(" ", 1)
-        run()
-        got = numpy(outputs[0][first])
+        run.call()
+        got = numpy(run.outputs[0][first])
         if op == "straight-through":
             expected = core.fake_quant_grad(grad_y, x, low, high, axis=case.axis)[0]
         elif direction.startswith("backward"):
@@ -149,48 +70,6 @@ def check(case: Case, runs: dict, core) -> None:
             parameters = (high,) if op == "lsq_symmetric" else (low, high)
             expected = getattr(core, op)(x, *parameters, axis=case.axis)
         assert got.tobytes() == expected.tobytes(), f"{case.name}, {case.dtype}: {name} differs from the CPU kernels"
-
-
-def theirs(case: Case) -> dict[str, tuple[Callable, str]]:
-    """PyTorch's functions by name, each with the name of ours that does the same. They take float32 alone."""
-    if case.dtype != "float32":
-        return {}
-    scale = (case.max - case.min) / 255
-    zero_point = (-case.min / scale).round().clamp(0, 255)
-    x = case.x.clone().requires_grad_()
-    learned, learned_zero = (t.clone().reshape(-1).requires_grad_() for t in (scale, zero_point))
-    if case.axis is None:
-        fixed = torch.fake_quantize_per_tensor_affine
-        constants = (float(scale), int(zero_point), 0, 255)
-        learnable = torch._fake_quantize_learnable_per_tensor_affine
-        learned_arguments = (learned, learned_zero, 0, 255)
-    else:
-        fixed = torch.fake_quantize_per_channel_affine
-        constants = (scale, zero_point.to(torch.int32), case.axis, 0, 255)
-        learnable = torch._fake_quantize_learnable_per_channel_affine
-        learned_arguments = (learned, learned_zero, case.axis, 0, 255)
-    y, learned_y = fixed(x, *constants), learnable(x, *learned_arguments)
-
-    def forward():
-        with torch.no_grad():
-            fixed(case.x, *constants)
-
-    def backward():
-        torch.autograd.grad(y, x, case.grad_y, retain_graph=True)
-
-    def learned_forward():
-        with torch.no_grad():
-            learnable(case.x, *learned_arguments)
-
-    def learned_backward():
-        torch.autograd.grad(learned_y, (x, learned, learned_zero), case.grad_y, retain_graph=True)
-
-    return {
-        "PyTorch fake_quantize forward": (forward, "fake_quant forward"),
-        "PyTorch fake_quantize backward": (backward, "straight-through backward"),
-        "PyTorch learnable forward": (learned_forward, "lsq_uniform forward"),
-        "PyTorch learnable backward": (learned_backward, "lsq_uniform backward"),
-    }
 
 
 class DeviceTimer:
@@ -256,15 +135,13 @@ class NoTimer:
         return {name: {"median": 1.0, "lower_quartile": 1.0, "upper_quartile": 1.0} for name in runs}
 
 
-def aim(case: Case, name: str) -> float | None:
+def aim(case: Case, run: Run) -> float | None:
     """The share of the copy's bandwidth that the project asks for, if it asks."""
     if case.dtype == "float64" or (case.x.numel() < 2**24 and case.x.is_cuda):
         return None
     if case.axis is not None:
         return AIM_PER_CHANNEL
-    if name.startswith("lsq") and name.endswith("backward"):
-        return AIM_PER_TENSOR["lsq backward"]
-    return AIM_PER_TENSOR["straight-through" if name.startswith("straight") else "forward"]
+    return AIM_WITH_SUMS if run.with_sums else AIM_PER_TENSOR
 
 
 def measure(case: Case, timer, rounds: int, cuda, core, wrap, stream, empty: Callable | None) -> dict:
@@ -272,7 +149,7 @@ def measure(case: Case, timer, rounds: int, cuda, core, wrap, stream, empty: Cal
     runs = ours(case, cuda, wrap, stream)
     check(case, runs, core)
     copy_to = torch.empty_like(case.x)
-    calls = {"copy": lambda: copy_to.copy_(case.x)} | {name: run for name, (run, _, _) in runs.items()}
+    calls = {"copy": lambda: copy_to.copy_(case.x)} | {name: run.call for name, run in runs.items()}
     if empty is not None:
         calls["empty kernel"] = empty
     others = theirs(case)
@@ -281,14 +158,15 @@ def measure(case: Case, timer, rounds: int, cuda, core, wrap, stream, empty: Cal
     size, b = case.x.numel(), case.x.element_size()
     copy_bandwidth = 2 * b * size / times["copy"]["median"]
     rows = []
-    for name, (_, bytes_each, _) in runs.items():
+    for name, run in runs.items():
         seconds = times[name]["median"]
-        row = {"name": name, "seconds": times[name], "bytes": bytes_each * size}
-        row["share_of_copy"] = bytes_each * size / seconds / copy_bandwidth
+        row = {"name": name, "seconds": times[name], "bytes": run.bytes}
+        row["share_of_copy"] = run.bytes / seconds / copy_bandwidth
         if empty is not None:
             row["of_empty_kernel"] = seconds / times["empty kernel"]["median"]
-            row["aim"], row["met"] = AIM_SMALL, row["of_empty_kernel"] <= AIM_SMALL
-        elif (wanted := aim(case, name)) is not None:
+            row["aim"] = AIM_SMALL_WITH_SUMS if run.with_sums else AIM_SMALL
+            row["met"] = row["of_empty_kernel"] <= row["aim"]
+        elif (wanted := aim(case, run)) is not None:
             row["aim"], row["met"] = wanted, row["share_of_copy"] >= wanted
         rows.append(row)
     for name, (_, own) in others.items():
@@ -337,7 +215,8 @@ def empty_kernel(stream: Callable) -> Callable:
 
 def emulated_array(tensor: torch.Tensor):
     """A CPU tensor as the emulated kernels take it."""
-    sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "cuda"))
+    tests = Path(__file__).parent.parent / "tests"
+    sys.path[:0] = [str(tests), str(tests / "cuda")]
     from device import DeviceArray
 
     raw = tensor.reshape(-1).view(torch.uint8).numpy()
@@ -349,7 +228,7 @@ def main() -> None:
     """Measures, and writes JSON and Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out_dir", type=Path)
-    parser.add_argument("--quick", action="store_true", help="float32 and float16 alone, fewer cases")
+    parser.add_argument("--quick", action="store_true", help="no float64, fewer cases")
     parser.add_argument("--dry-run", action="store_true", help="tiny tensors on the emulator, nothing timed")
     options = parser.parse_args()
     core = importlib.import_module("_core")
@@ -369,9 +248,7 @@ def main() -> None:
         "commit": run_or_none("git", "rev-parse", "HEAD"),
         "cases": [],
     }
-    dtypes = QUICK_DTYPES if options.quick else DTYPES
-    names = QUICK_CASES if options.quick else CASES
-    for dtype in dtypes:
+    for dtype, names in (QUICK_CASES if options.quick else dict.fromkeys(DTYPES, CASES)).items():
         for case_name, (shape, axis) in {**{n: CASES[n] for n in names}, **SMALL_CASES}.items():
             small = case_name in SMALL_CASES
             if options.dry_run:

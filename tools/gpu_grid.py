@@ -3,6 +3,9 @@
     compute-sanitizer python tools/gpu_grid.py           every op, type and regime on small tensors, unaligned ones too
     python tools/gpu_grid.py --elements 100000000        forward bits of GPU and CPU, and 100 equal gradients
 
+The small tensors are exact: each is an allocation of its own size, unfilled if it is an output, and no kernel of CuPy
+runs, so that the sanitizer needs no filter and sees every byte that is read or written where it should not be.
+
 Needs `_core` on the path; see tools/gpu_check.sh.
 """
 
@@ -24,6 +27,7 @@ from kernel_cases import DTYPES, OPS, backward, draw_case, forward  # noqa: E402
 
 LAYOUTS = [((4097,), None), ((2, 50, 9), 1), ((3, 5, 1000), 1), ((33, 401), 1), ((9, 6, 2), 1), ((100, 64), 1)]
 CHUNK = 2**24
+MEMORY_BEYOND_32_BITS = 24 * 2**30  # two tensors of 4.5 GiB, and what CuPy needs to fill one
 
 
 def small_grid(device: Device) -> None:
@@ -78,6 +82,10 @@ def many_elements(device: Device, elements: int) -> None:
 
 def beyond_32_bits(device: Device) -> None:
     """More than 2^31 elements, in runs and in lanes, compared where an index of 32 bits would have gone round."""
+    free = cupy.cuda.runtime.memGetInfo()[0]
+    if free < MEMORY_BEYOND_32_BITS:
+        print(f"gpu_grid: more than 2^31 elements: skipped, {free / 2**30:.0f} GiB of memory are free", flush=True)
+        return
     for shape, axis in [((2**31 + 5000,), None), ((2**28 + 1, 9), 1)]:
         size, channels = int(np.prod(shape)), 1 if axis is None else shape[axis]
         x = DeviceArray(cupy.empty(2 * size, np.uint8), 0, shape, np.float16)
@@ -105,7 +113,7 @@ def main() -> None:
     elements = parser.parse_args().elements
     if not elements:
         cupy.cuda.set_allocator(None)  # each array is an allocation that compute-sanitizer sees
-    device = Device("gpu", _core.cuda, cupy, cupy.asnumpy)
+    device = Device("gpu", _core.cuda, cupy, cupy.asnumpy, exact=not elements)
     if elements:
         beyond_32_bits(device)
         many_elements(device, elements)

@@ -7,9 +7,11 @@
 
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 
 #include "core/inline.h"
 #if defined(__CUDA_ARCH__)
+#include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #endif
 
@@ -73,6 +75,27 @@ QATFAST_INLINE Float16 Narrow<Float16>(float value) {
   const uint32_t special = magnitude > 0x7f800000 ? nan : 0x7c00;
   const uint32_t rounded = magnitude < 0x38800000 ? subnormal : (magnitude < 0x477ff000 ? normal : special);
   return {static_cast<uint16_t>(sign | rounded)};
+#endif
+}
+
+// Two numbers in a word, the first in its lower half.
+template <typename T>
+QATFAST_INLINE T LowerHalf(uint32_t word) {
+  return {static_cast<uint16_t>(word)};
+}
+template <typename T>
+QATFAST_INLINE T UpperHalf(uint32_t word) {
+  return {static_cast<uint16_t>(word >> 16)};
+}
+
+// Both at once, since newer GPUs convert in pairs.
+template <typename T>
+QATFAST_INLINE uint32_t NarrowPair(float first, float second) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  if constexpr (std::is_same_v<T, BFloat16>) return BitCast<uint32_t>(__floats2bfloat162_rn(first, second));
+  return BitCast<uint32_t>(__floats2half2_rn(first, second));
+#else
+  return Narrow<T>(first).bits | static_cast<uint32_t>(Narrow<T>(second).bits) << 16;
 #endif
 }
 

@@ -16,6 +16,13 @@
 
 namespace qatfast {
 
+// Whether this is compiled for a GPU, or for the tests' emulator of one.
+#if defined(__CUDA_ARCH__) || defined(QATFAST_EMULATED_GPU)
+constexpr bool kOnGpu = true;
+#else
+constexpr bool kOnGpu = false;
+#endif
+
 // The bits of `from` as another type of the same size.
 template <typename To, typename From>
 QATFAST_INLINE To BitCast(From from) {

@@ -18,61 +18,6 @@ namespace cuda {
 extern __shared__ double shared_memory[];
 #endif  // else tests/cuda_emulation has it
 
-template <typename T>
-struct alignas(kPackBytes) Pack {
-  T values[kPackWidth<T>];
-};
-
-// One access of 16 bytes. In PTX, since the compiler takes one apart where another branch moves the same elements one
-// by one.
-__device__ inline uint4 LoadBytes(const void* from) {
-#if defined(__CUDA_ARCH__)
-  uint4 bytes;
-  asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(bytes.x), "=r"(bytes.y), "=r"(bytes.z), "=r"(bytes.w)
-               : "l"(__cvta_generic_to_global(from)));
-  return bytes;
-#else
-  return *static_cast<const uint4*>(from);
-#endif
-}
-__device__ inline void StoreBytes(void* to, uint4 bytes) {
-#if defined(__CUDA_ARCH__)
-  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};"
-               :
-               : "l"(__cvta_generic_to_global(to)), "r"(bytes.x), "r"(bytes.y), "r"(bytes.z), "r"(bytes.w)
-               : "memory");
-#else
-  *static_cast<uint4*>(to) = bytes;
-#endif
-}
-
-// The elements of `span` that lie in the pack at `position`; 0 for those of the pack that lie outside.
-template <typename T>
-__device__ Pack<T> LoadPack(const T* from, const PackGrid& grid, Span span, int64_t position) {
-  const T* here = from + (position - grid.shift);
-  if (grid.aligned && span.HoldsPack(position, kPackWidth<T>)) {
-    return BitCast<Pack<T>>(LoadBytes(here));
-  }
-  Pack<T> pack;
-#pragma unroll
-  for (int j = 0; j < kPackWidth<T>; ++j) pack.values[j] = span.Holds(position + j) ? here[j] : T();
-  return pack;
-}
-
-template <typename T>
-__device__ void StorePack(T* to, const PackGrid& grid, Span span, int64_t position, const Pack<T>& pack) {
-  T* here = to + (position - grid.shift);
-  if (grid.aligned && span.HoldsPack(position, kPackWidth<T>)) {
-    StoreBytes(here, BitCast<uint4>(pack));
-    return;
-  }
-#pragma unroll
-  for (int j = 0; j < kPackWidth<T>; ++j) {
-    if (span.Holds(position + j)) here[j] = pack.values[j];
-  }
-}
-
 // Denormal numbers count as zero, as on the CPU. For float the compiler's -ftz=true does it; it does nothing for
 // double.
 __device__ inline float FlushDenormal(float value) { return value; }
@@ -98,47 +43,107 @@ __device__ T FromArithmetic(Arithmetic<T> value) {
   }
 }
 
-// Writes the mask's bits of the elements that lie in `span`, bit j of `bits` for the pack's element j (bit_mask.h).
-// Adjacent threads, with adjacent packs, put their bits together to bytes: all of a warp call this, and positions are
-// elements.
+// 16 bytes of neighbours, in registers. Indices must be known when compiling.
+template <typename T>
+struct alignas(kPackBytes) Pack {
+  static constexpr int kWidth = kPackWidth<T>;
+  using Word = BitsOf<std::conditional_t<sizeof(T) == 2, float, T>>;
+  static constexpr int kPerWord = sizeof(Word) / sizeof(T);
+
+  Word words[kPackBytes / sizeof(Word)];
+
+  __device__ T Get(int j) const {
+    if constexpr (kPerWord == 2) {
+      const Word word = words[j / 2];
+      return j % 2 == 0 ? LowerHalf<T>(word) : UpperHalf<T>(word);
+    } else {
+      return BitCast<T>(words[j]);
+    }
+  }
+  // Sets kPerWord elements from element j on.
+  __device__ void Set(int j, const Arithmetic<T> (&values)[kPerWord]) {
+    if constexpr (kPerWord == 2) {
+      words[j / 2] = NarrowPair<T>(values[0], values[1]);
+    } else {
+      words[j] = BitCast<Word>(values[0]);
+    }
+  }
+  __device__ void Clear(int j) {
+    if constexpr (kPerWord == 2) {
+      words[j / 2] &= j % 2 == 0 ? 0xffff0000 : 0x0000ffff;
+    } else {
+      words[j] = 0;
+    }
+  }
+};
+
+// One access of 16 bytes. In PTX, since the compiler takes one apart where another branch moves the same elements one
+// by one. Loads stay in order among themselves and before stores: all that a batch loads is under way before the first
+// of it is used.
+template <typename T>
+__device__ Pack<T> LoadPack(const T* from) {
+#if defined(__CUDA_ARCH__)
+  uint4 bytes;
+  asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(bytes.x), "=r"(bytes.y), "=r"(bytes.z), "=r"(bytes.w)
+               : "l"(__cvta_generic_to_global(from)));
+  return BitCast<Pack<T>>(bytes);
+#else
+  return *reinterpret_cast<const Pack<T>*>(from);
+#endif
+}
+template <typename T>
+__device__ void StorePack(T* to, const Pack<T>& pack) {
+#if defined(__CUDA_ARCH__)
+  const uint4 bytes = BitCast<uint4>(pack);
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};"
+               :
+               : "l"(__cvta_generic_to_global(to)), "r"(bytes.x), "r"(bytes.y), "r"(bytes.z), "r"(bytes.w)
+               : "memory");
+#else
+  *reinterpret_cast<Pack<T>*>(to) = pack;
+#endif
+}
+
+// From here on the pack's elements may be looked at. Without this the compiler converts them where they are loaded, and
+// the next load waits for that.
+template <typename T>
+__device__ void Arrive(Pack<T>& pack) {
+#if defined(__CUDA_ARCH__)
+  uint4 bytes = BitCast<uint4>(pack);
+  asm volatile("" : "+r"(bytes.x), "+r"(bytes.y), "+r"(bytes.z), "+r"(bytes.w));
+  pack = BitCast<Pack<T>>(bytes);
+#else
+  (void)pack;
+#endif
+}
+
+// Writes the bits of kWidth elements, bit j of `bits` for the j-th, from `element` on (bit_mask.h); none if not
+// `may_write`, which those whose elements share a byte agree on but for the last ones of the tensor. Adjacent threads,
+// with adjacent elements, put their bits together to bytes: all of a warp call this.
 template <int kWidth>
-__device__ void StoreMaskBits(uint8_t* mask, Span span, int64_t position, unsigned bits) {
-  constexpr int kPacksPerByte = 8 / kWidth;
-  const int64_t held = span.end - position;
-  if (held < kWidth) bits &= held > 0 ? (1u << held) - 1 : 0u;
-  const int part = threadIdx.x % kPacksPerByte;
-  bits <<= part * kWidth;
+__device__ void StoreMaskBits(uint8_t* mask, int64_t element, unsigned bits, bool may_write) {
+  constexpr int kPerByte = 8 / kWidth;
+  const int part = threadIdx.x % kPerByte;
+  bits = may_write ? bits << (part * kWidth) : 0;
 #pragma unroll
-  for (int distance = 1; distance < kPacksPerByte; distance *= 2) {
+  for (int distance = 1; distance < kPerByte; distance *= 2) {
     bits |= __shfl_xor_sync(0xffffffff, bits, distance);
   }
-  if (part == 0 && held > 0) mask[position / 8] = static_cast<uint8_t>(bits);
+  if (part == 0 && may_write) mask[element / 8] = static_cast<uint8_t>(bits);
 }
 
-// Bits of the mask from element `first` on, `kWidth` of them at least, for elements that lie in [0, size).
-template <int kWidth>
-__device__ unsigned LoadMaskBits(const uint8_t* mask, int64_t first, int64_t size) {
-  const int64_t from = first > 0 ? first : 0;
-  const int64_t last = first + kWidth < size ? first + kWidth - 1 : size - 1;
-  if (last < from) return 0;
-  unsigned bits = mask[from / 8];
-  if (last / 8 != from / 8) bits |= static_cast<unsigned>(mask[last / 8]) << 8;
-  return bits >> from % 8 << (from - first);
-}
-
-// What TeamSum needs of shared memory for a block.
+// What TeamSum needs of shared memory.
 constexpr size_t kTeamSumBytes = kWarps * sizeof(double);
 
-// The sum over a team of threads, in a fixed order; for thread 0 of the team. All of the team call this. A team is one
-// thread, a warp, or the block.
-template <int kTeam>
-__device__ double TeamSum(double value) {
-  static_assert(kTeam == 1 || kTeam == kWarp || kTeam == kThreads, "a thread, a warp or a block");
-  if constexpr (kTeam > 1) {
-#pragma unroll
-    for (int distance = kWarp / 2; distance > 0; distance /= 2) value += __shfl_xor_sync(0xffffffff, value, distance);
+// The sum over a team of threads, in a fixed order; for thread 0 of the team. All threads of the block call this. A
+// team is 1, 2, 4 ... 32 threads, or the block.
+__device__ inline double TeamSum(double value, int team_log2) {
+  const int shuffles = team_log2 < Log2(kWarp) ? team_log2 : Log2(kWarp);
+  for (int distance = (1 << shuffles) / 2; distance > 0; distance /= 2) {
+    value += __shfl_xor_sync(0xffffffff, value, distance);
   }
-  if constexpr (kTeam == kThreads) {
+  if (team_log2 == Log2(kThreads)) {
     __syncthreads();  // an earlier sum may still be read
     if (threadIdx.x % kWarp == 0) shared_memory[threadIdx.x / kWarp] = value;
     __syncthreads();

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <limits>
 
+#include "core/exact_division.h"
 #include "core/inline.h"
 #include "core/params.h"
 
@@ -103,8 +104,9 @@ QATFAST_INLINE NudgedRange<A> Nudge(Range<A> range, QuantRange grid) {
   const A quant_min = static_cast<A>(grid.quant_min);
   const A quant_max = static_cast<A>(grid.quant_max);
   NudgedRange<A> nudged;
-  nudged.scale = (range.max - range.min) / (quant_max - quant_min);
-  nudged.inv_scale = (quant_max - quant_min) / (range.max - range.min);
+  const A steps = static_cast<A>(grid.steps());
+  nudged.scale = (range.max - range.min) / steps;
+  nudged.inv_scale = steps / (range.max - range.min);
   const A from_min = quant_min - range.min / nudged.scale;
   // std::round of a number that is not negative: halves go up, but 0.49999997 does not.
   const A whole = std::floor(from_min);
@@ -116,19 +118,46 @@ QATFAST_INLINE NudgedRange<A> Nudge(Range<A> range, QuantRange grid) {
   return nudged;
 }
 
+// `value` where it is not above `bound`; NaN stays NaN.
+template <typename A>
+QATFAST_INLINE A AtMost(A value, A bound) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  if constexpr (sizeof(A) == sizeof(float)) {
+    float result;
+    asm("min.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(value), "f"(bound));
+    return result;
+  }
+#endif
+  return value > bound ? bound : value;
+}
+
+// `value` where it is not below `bound`; NaN stays NaN.
+template <typename A>
+QATFAST_INLINE A AtLeast(A value, A bound) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  if constexpr (sizeof(A) == sizeof(float)) {
+    float result;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(value), "f"(bound));
+    return result;
+  }
+#endif
+  return value < bound ? bound : value;
+}
+
 // x rounded to the grid, halves up. NaN stays NaN; infinities go to the ends.
-template <bool kPerChannel, typename A>
-QATFAST_INLINE A FakeQuantize(A x, const NudgedRange<A>& range) {
-  const A below_max = x > range.max ? range.max : x;
-  const A clamped = below_max < range.min ? range.min : below_max;
-  const A shifted = clamped - range.min;
-  const A steps = kPerChannel ? shifted * range.inv_scale : shifted / range.scale;
+template <bool kPerChannel, typename A, typename Division>
+QATFAST_INLINE A FakeQuantize(A x, const NudgedRange<A>& range, const Division& divide) {
+  const A shifted = AtLeast(AtMost(x, range.max), range.min) - range.min;
+  const A steps = kPerChannel ? shifted * range.inv_scale : divide(shifted, range.scale);
   return std::floor(steps - range.quant_zero + A(0.5)) * range.scale;
 }
 
 // Where the straight-through estimator lets the gradient pass: in the range, ends included. NaN is not.
 template <typename A>
 QATFAST_INLINE bool IsInRange(A x, A min, A max) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  return AtLeast(AtMost(x, max), min) == x;  // which forward kernels compute anyway
+#endif
   return x >= min && x <= max;
 }
 
@@ -150,18 +179,22 @@ QATFAST_INLINE A ScaleGradient(A step, A grad_scale) {
   return (step - scaled) + scaled;
 }
 
-// The integer nearest to `value`, halves to the even one, and zero without a sign.
+// The integer nearest to `value`, halves to the even one, and zero without a sign. On a GPU, where additions are faster
+// than rounding, some integer as large from 2^22 on (2^51 in double precision), which is beyond the ends of any grid.
 template <typename A>
 QATFAST_INLINE A RoundHalfEven(A value) {
+  if constexpr (kOnGpu) {
+    // So large that its last place counts ones.
+    constexpr A kOnes = A(3) * A(int64_t{1} << (std::numeric_limits<A>::digits - 2));
+    return (value + kOnes) - kOnes;
+  }
   return std::nearbyint(value) + A(0);
 }
 
 // Learned step size quantization to lowest .. highest steps, of which `value` is given in steps. NaN stays NaN.
 template <typename A>
 QATFAST_INLINE A LsqQuantize(A value, A lowest, A highest) {
-  const A rounded = RoundHalfEven(value);
-  const A above = rounded < lowest ? lowest : rounded;
-  return above > highest ? highest : above;
+  return AtMost(AtLeast(RoundHalfEven(value), lowest), highest);
 }
 
 // Whether a value, given in steps, rounds to one of lowest .. highest. NaN does not.

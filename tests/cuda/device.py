@@ -48,33 +48,42 @@ class DlpackArray:
 class Device:
     """The functions of `_core.cuda` on one device, and its memory (that of a NumPy-like module).
 
-    `op` is one of `kernel_cases.OPS`, of which the attributes are too.
+    `op` is one of `kernel_cases.OPS`, of which the attributes are too. Memory around an array is filled, so that what
+    is written there is seen. With `exact` nothing is around, arrays that are not put are not filled, and no kernel but
+    ours runs: a sanitizer then sees what is read or written outside of an array, and what is read before it is written.
     """
 
-    def __init__(self, name, functions, arrays, to_numpy):
+    def __init__(self, name, functions, arrays, to_numpy, exact=False):
         self.name, self.functions, self._arrays, self._to_numpy = name, functions, arrays, to_numpy
+        self._exact = exact
 
     def empty(self, shape, dtype, offset=0):
-        """An array `offset` elements after the start of memory that is filled with FILL."""
+        """An array `offset` elements after the start of its memory, whose elements are yet to be written."""
         itemsize = np.dtype(dtype).itemsize
-        nbytes = int(np.prod(shape, dtype=np.int64)) * itemsize
-        memory = self._arrays.full(nbytes + 64 * itemsize, FILL, np.uint8)
+        size = int(np.prod(shape, dtype=np.int64))
+        if self._exact:
+            memory = self._arrays.empty((offset + size) * itemsize, np.uint8)
+        else:
+            memory = self._arrays.asarray(np.full((size + 64) * itemsize, FILL, np.uint8))
         return DeviceArray(memory, offset * itemsize, shape, dtype)
 
     def put(self, array, offset=0):
         """A NumPy array on the device."""
-        placed = self.empty(array.shape, array.dtype, offset)
+        before = offset * array.dtype.itemsize
         raw = np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8)
-        placed.memory[placed.offset : placed.offset + placed.nbytes] = self._arrays.asarray(raw)
-        return placed
+        around = 0 if self._exact else 64 * array.dtype.itemsize - before
+        memory = np.pad(raw, (before, around), constant_values=FILL)
+        return DeviceArray(self._arrays.asarray(memory), before, array.shape, array.dtype)
 
     def get(self, array):
         """A device array as a NumPy array."""
-        raw = self._to_numpy(array.memory)[array.offset : array.offset + array.nbytes]
+        raw = self._to_numpy(array.memory[array.offset : array.offset + array.nbytes])
         return raw.copy().view(array.dtype).reshape(array.shape)
 
     def is_untouched_around(self, array):
-        """Whether the memory around an array is as it was."""
+        """Whether the memory around an array is as it was; a sanitizer watches that of exact ones."""
+        if self._exact:
+            return True
         raw = self._to_numpy(array.memory)
         return (raw[: array.offset] == FILL).all() and (raw[array.offset + array.nbytes :] == FILL).all()
 

@@ -207,24 +207,50 @@ def test_the_order_in_which_threads_run_does_not_matter(emulated, op, dtype, sha
         assert_same_bits(got, wanted)
 
 
-def test_launches_are_one_forward_and_one_or_two_backward(emulated):
+# Launches of a gradient with sums. One: a piece per channel, or one block for all. Two: more of either.
+BACKWARD_LAUNCHES = {
+    ((4097,), None): 1,
+    ((20_000,), None): 2,
+    ((2, 500, 9), 1): 2,
+    ((1, 500, 9), 1): 1,
+    ((3, 5, 1000), 1): 2,
+    ((5, 1000), 0): 1,
+    ((9, 400), 1): 1,
+    ((33, 400), 1): 1,
+    ((33, 401), 1): 2,  # a row of eight periods, for packs: eight pieces of a channel
+    ((600, 130), 1): 2,
+    ((9, 6, 2), 1): 1,
+}
+
+
+@pytest.mark.parametrize(("shape", "axis"), BACKWARD_LAUNCHES)
+@pytest.mark.parametrize("op", OPS)
+def test_launches_are_one_forward_and_one_or_two_backward(emulated, core, op, shape, axis):
     def launches(call, *arguments, **attributes):
         before = emulated.functions.launch_count()
         call(*arguments, **attributes)
         return emulated.functions.launch_count() - before
 
-    for op, _, shape, axis in SOME_CASES:
-        grad_y, x, parameters = draw_case(op, np.float32, shape, axis)
-        on_grad_y, on_x, *on_parameters = put_all(emulated, grad_y, x, *parameters)
-        mask = emulated.empty(((x.size + 7) // 8,), np.uint8)
-        assert launches(emulated.forward, op, on_x, on_parameters, axis=axis, save_mask=True) == 1
-        assert launches(emulated.straight_through_grad, on_grad_y, mask) == 1
-        assert launches(emulated.backward, op, on_grad_y, on_x, on_parameters, axis=axis) == 2
-        if op == "fake_quant":
-            assert launches(emulated.backward, op, on_grad_y, on_x, on_parameters, axis=axis, with_sums=False) == 1
+    grad_y, x, parameters = draw_case(op, np.float32, shape, axis)
+    on_grad_y, on_x, *on_parameters = put_all(emulated, grad_y, x, *parameters)
+    mask = emulated.empty(((x.size + 7) // 8,), np.uint8)
+    assert launches(emulated.forward, op, on_x, on_parameters, axis=axis, save_mask=True) == 1
+    assert launches(emulated.straight_through_grad, on_grad_y, mask) == 1
+    expected = BACKWARD_LAUNCHES[shape, axis]
+    assert launches(emulated.backward, op, on_grad_y, on_x, on_parameters, axis=axis) == expected
+    if op == "fake_quant":
+        assert launches(emulated.backward, op, on_grad_y, on_x, on_parameters, axis=axis, with_sums=False) == 1
+
+
+def test_an_empty_tensor_is_not_launched_but_its_sums_are_written(emulated):
     empty = emulated.empty((0, 3), np.float32)
     parameter = emulated.put(np.float32([1, 1, 1]))
-    assert launches(emulated.forward, "lsq_symmetric", empty, [parameter], axis=1) == 0
+    before = emulated.functions.launch_count()
+    emulated.forward("lsq_symmetric", empty, [parameter], axis=1)
+    assert emulated.functions.launch_count() == before
+    _, sums = emulated.backward("lsq_symmetric", empty, empty, [parameter], axis=1)
+    assert emulated.functions.launch_count() == before + 1
+    np.testing.assert_array_equal(emulated.get(sums), [0, 0, 0])
 
 
 # 2^31 elements and some more, in each regime.

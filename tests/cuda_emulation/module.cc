@@ -1,7 +1,8 @@
-// The module _core.cuda on the emulator, and the emulator's settings.
+// The module _core.cuda on the emulator, the emulator's settings, and what only tests need.
 
 #include <cuda_runtime.h>
 
+#include "division_trials.h"
 #include "py/array_view.h"
 #include "py/cuda_functions.h"
 
@@ -20,6 +21,7 @@ void SetThreadOrder(const std::string& order) {
 
 PYBIND11_MODULE(_emulated_cuda, m) {
   qatfast::DefineCuda(m);
+  division_trials::DefineDivisionTrials(m);
   m.def("set_thread_order", &SetThreadOrder);
   m.def("set_blocks_run", &cuda_emulation::SetBlocksRun);
   m.def("launch_count", &cuda_emulation::LaunchCount);
