@@ -3,8 +3,8 @@
 import ml_dtypes
 import numpy as np
 
-# Shapes with a channel axis (None: per tensor): each regime of the kernels, the borders between them (tiles are 2048
-# wide, runs are 64 long at least), lengths that no vector width divides, size-one axes, and nothing at all.
+# Shapes with a channel axis (None: per tensor): each regime of the kernels, the borders between them (short rows share
+# tiles 2048 wide, runs are 64 long at least), lengths that no vector width divides, size-one axes, and nothing at all.
 LAYOUTS = [
     ((), None),
     ((1,), None),
