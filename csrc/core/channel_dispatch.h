@@ -69,6 +69,11 @@ struct ChannelLoops {
   QuantizeRows quantize_row[2];          // plain, streaming
   QuantizeRows quantize_rows[2];
   bool (*prepare_lanes)(const Formula&, const Columns<Formula>&, int64_t size);
+  void (*widen_columns)(const Columns<Formula>& of_channels, int64_t channels, int64_t inner,
+                        const Columns<Formula>& of_lanes);
+  void (*finish_channels)(const Formula&, const InputPointers<Formula>&, int64_t first_channel, int64_t channels,
+                          int64_t inner, const LaneSums<Formula>&,
+                          const std::array<typename Formula::Arithmetic*, Formula::kInputs>& gradients);
   bool (*all_valid)(const Formula&, const InputPointers<Formula>&, int64_t size);
   void (*pass_run)(const Formula&, const T* grad_y, const T* x, T* grad_x, int64_t size, const Prepared&);
   using PassRow = void (*)(const Formula&, const T* grad_y, const T* x, T* grad_x, int64_t size,

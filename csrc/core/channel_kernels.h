@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "core/bit_mask.h"
+#include "core/channel_chunks.h"
 #include "core/channel_dispatch.h"
 #include "core/channel_lanes.h"
 #include "core/channel_tiles.h"
@@ -67,7 +68,9 @@ class ChannelKernel {
   // y and, unless it is null, the mask of what the gradient passes to: a bit per element, in order (bit_mask.h).
   void Quantize(const T* x, T* y, uint8_t* mask, const CpuExecution& execution) const {
     const bool stream = ShouldStream(execution, x == y);
-    if (HasLongRuns(layout_)) {
+    if (HasShortRunsOnce(layout_)) {
+      QuantizeChunks(x, y, mask, execution, stream);
+    } else if (HasLongRuns(layout_)) {
       QuantizeRuns(x, y, mask, execution, stream);
     } else if (mask != nullptr) {
       QuantizeLanesWithMask(x, y, mask, execution, stream);
@@ -79,7 +82,9 @@ class ChannelKernel {
   void Backward(const T* grad_y, const T* x, const ChannelGradients<T, Formula>& gradients,
                 const CpuExecution& execution) const {
     const bool stream = ShouldStream(execution, grad_y == gradients.grad_x);
-    if (HasLongRuns(layout_)) {
+    if (HasShortRunsOnce(layout_)) {
+      BackwardChunks(grad_y, x, gradients, execution, stream);
+    } else if (HasLongRuns(layout_)) {
       BackwardRuns(grad_y, x, gradients, execution, stream);
     } else if (gradients.wants_inputs()) {
       BackwardLanes(grad_y, x, gradients, execution, stream);
@@ -107,6 +112,37 @@ class ChannelKernel {
   static bool IsZero(const Inputs& inputs) {
     if constexpr (Formula::kMayBeZero) return Formula::IsZero(inputs);
     return false;
+  }
+
+  void QuantizeChunks(const T* x, T* y, uint8_t* mask, const CpuExecution& execution, bool stream) const {
+    ForEachChunk(execution, stream, [&](auto& kernel, const ChannelChunk& chunk, StreamingWriter<T>& writer) {
+      if (mask == nullptr) {
+        kernel.Quantize(chunk, x, y, stream);
+      } else {
+        kernel.QuantizeWithMask(chunk, x, y, mask, writer);
+      }
+    });
+  }
+
+  void BackwardChunks(const T* grad_y, const T* x, const ChannelGradients<T, Formula>& gradients,
+                      const CpuExecution& execution, bool stream) const {
+    ForEachChunk(execution, stream, [&](auto& kernel, const ChannelChunk& chunk, StreamingWriter<T>&) {
+      kernel.Backward(chunk, grad_y, x, gradients.grad_x, gradients.inputs, stream);
+    });
+  }
+
+  // Calls body(kernel, chunk, writer) for all chunks.
+  template <typename Body>
+  void ForEachChunk(const CpuExecution& execution, bool stream, Body body) const {
+    const ChunkTiles tiles(layout_);
+    const int64_t inner = layout_.inner;
+    ForEachBlock(execution, tiles.num_blocks(), layout_.size(), [&](int64_t block) {
+      ChunkKernel<T, Formula> kernel(layout_, formula_, inputs_, loops_);
+      StreamingWriter<T> writer(stream, execution.isa);  // which makes streamed numbers visible in the end
+      tiles.ForEachChunk(block, [&](int64_t first, int64_t count) {
+        body(kernel, ChannelChunk{first, count, first * inner, count * inner}, writer);
+      });
+    });
   }
 
   // Calls body(begin, length) for parts of a run or a row that leave room in the first-level cache.
@@ -236,7 +272,7 @@ class ChannelKernel {
   // Which rows are taken at once, and with that the order of the sums, depends on the layout and the type alone.
   void BackwardLanes(const T* grad_y, const T* x, const ChannelGradients<T, Formula>& gradients,
                      const CpuExecution& execution, bool stream) const {
-    const LaneTiles tiles(layout_);
+    const LaneTiles tiles = LaneTiles::WithSums(layout_);
     ForEachBlock(execution, tiles.num_blocks(), layout_.size(), [&](int64_t block) {
       const LaneTiles::Tile tile = tiles.tile(block);
       const TileLanes<T, Formula> lanes(formula_, inputs_, loops_, tiles, tile);
@@ -343,7 +379,8 @@ class ChannelKernel {
 
 // How many doubles a backward of `num_terms` sums needs on the way.
 inline int64_t ChannelWorkspaceSize(const ChannelLayout& layout, int num_terms) {
-  return num_terms * (HasLongRuns(layout) ? RunTiles(layout).num_slots() : LaneTiles(layout).num_slots());
+  if (HasShortRunsOnce(layout)) return 0;
+  return num_terms * (HasLongRuns(layout) ? RunTiles(layout).num_slots() : LaneTiles::WithSums(layout).num_slots());
 }
 
 }  // namespace qatfast

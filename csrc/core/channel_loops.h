@@ -145,6 +145,46 @@ bool PrepareLanes(const Formula& formula, const Columns<Formula>& columns, int64
   return zeros != 0;
 }
 
+// From one channel per lane to one element per lane: `inner` of each channel. Writes whole packets.
+template <typename Formula>
+void WidenColumns(const Columns<Formula>& of_channels, int64_t channels, int64_t inner,
+                  const Columns<Formula>& of_lanes) {
+  int32_t channel_of[kMaxRunLengthOfChunks][kLanes];  // kLanes channels fill `inner` packets
+  for (int packet = 0; packet < inner; ++packet) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      channel_of[packet][lane] = static_cast<int32_t>((packet * kLanes + lane) / inner);
+    }
+  }
+  for (int64_t i = 0; i < channels; i += kLanes) {
+    for (int column = 0; column < Formula::kColumns; ++column) {
+      for (int packet = 0; packet < inner; ++packet) {
+        PermutePacket(of_channels.values[column] + i, channel_of[packet],
+                      of_lanes.values[column] + i * inner + packet * kLanes);
+      }
+    }
+  }
+}
+
+// From the sums of the lanes, `inner` to a channel, to the gradients to the channels' inputs.
+template <typename Formula>
+void FinishChannels(const Formula& formula, const InputPointers<Formula>& inputs, int64_t first_channel,
+                    int64_t channels, int64_t inner, const LaneSums<Formula>& lane_sums,
+                    const std::array<typename Formula::Arithmetic*, Formula::kInputs>& gradients) {
+  using A = typename Formula::Arithmetic;
+  const Formula local = formula;
+  for (int64_t i = 0; i < channels; ++i) {
+    double sums[Formula::kTerms] = {};
+    for (int term = 0; term < Formula::kTerms; ++term) {
+      for (int64_t lane = i * inner; lane < (i + 1) * inner; ++lane) sums[term] += lane_sums.values[term][lane];
+    }
+    A of_channel[Formula::kInputs];
+    const auto of_inputs = Gather<typename Formula::Inputs>(
+        [&](size_t j) QATFAST_LAMBDA_INLINE { return inputs[j][first_channel + i]; }, InputIndices<Formula>());
+    local.InputGradients(sums, of_inputs, of_channel);
+    for (int input = 0; input < Formula::kInputs; ++input) gradients[input][first_channel + i] = of_channel[input];
+  }
+}
+
 // Whether all of `size` channels have valid inputs.
 template <typename Formula>
 bool AllValid(const Formula& formula, const InputPointers<Formula>& inputs, int64_t size) {
@@ -285,6 +325,8 @@ constexpr ChannelLoops<T, Formula> MakeChannelLoops() {
           {QuantizeRows<1, false, false, T, Formula>, QuantizeRows<1, false, true, T, Formula>},
           {QuantizeRows<kRowsAtOnce, false, false, T, Formula>, QuantizeRows<kRowsAtOnce, false, true, T, Formula>},
           PrepareLanes<Formula>,
+          WidenColumns<Formula>,
+          FinishChannels<Formula>,
           AllValid<Formula>,
           PassRun<T, Formula>,
           {PassRow<false, T, Formula>, PassRow<true, T, Formula>},

@@ -3,9 +3,10 @@
 // The cut depends on the layout alone, never on the number of threads: partial sums over blocks, added in index
 // order, then have the same bits on any machine.
 //
-// Two regimes. In RunTiles, inner is long: a run of `inner` neighbours shares one channel, whose parameters sit in
+// Three regimes. In RunTiles, inner is long: a run of `inner` neighbours shares one channel, whose parameters sit in
 // registers. In LaneTiles, inner is short (1, for Keras' last axis): neighbours differ in channel, so parameters
-// are laid out once per tile as wide as the data, one lane per element, and serve every row of the tile.
+// are laid out once per tile as wide as the data, one lane per element, and serve every row of the tile. In ChunkTiles,
+// inner is short and there is one row: parameters serve nothing but the elements that they are laid out for.
 #ifndef QATFAST_CORE_CHANNEL_TILES_H_
 #define QATFAST_CORE_CHANNEL_TILES_H_
 
@@ -23,6 +24,9 @@ constexpr int64_t kMinRunLength = 64;
 // Elements of a tile row, at most. Whole rows of the tensor where they fit, since memory is read fastest in one stretch
 // (benchmarks/NOTES.md); their parameters and sums then stay in the second-level cache.
 constexpr int64_t kMaxTileWidth = 20480;
+
+// The same where each lane has sums beside its parameters.
+constexpr int64_t kMaxSumTileWidth = 4608;
 
 // Elements of a tile row that rows of the tensor are laid side by side for.
 constexpr int64_t kSideBySideWidth = 2048;
@@ -56,7 +60,42 @@ inline bool HasLongRuns(const ChannelLayout& layout) {
   return layout.inner >= shortest || layout.channels == 1;
 }
 
+// Channels that come once, with few elements each.
+constexpr int64_t kMaxRunLengthOfChunks = 8;
+
+inline bool HasShortRunsOnce(const ChannelLayout& layout) {
+  return layout.outer == 1 && layout.channels > 1 && layout.inner >= 1 && layout.inner <= kMaxRunLengthOfChunks;
+}
+
 inline int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Cuts the channels of such a layout into chunks of up to kPartWidth elements, which begin where lines of the tensor
+// do, and chunks into blocks.
+class ChunkTiles {
+ public:
+  explicit ChunkTiles(const ChannelLayout& layout)
+      : channels_(layout.channels), inner_(layout.inner), chunk_(kPartWidth / inner_ / kAlignment * kAlignment) {}
+
+  int64_t num_blocks() const { return CeilDiv(channels_, kChunksPerBlock * chunk_); }
+
+  // Calls body(first_channel, channels) for the chunks of a block.
+  template <typename Body>
+  void ForEachChunk(int64_t block, Body body) const {
+    const int64_t end = std::min(channels_, (block + 1) * kChunksPerBlock * chunk_);
+    for (int64_t first = block * kChunksPerBlock * chunk_; first < end; first += chunk_) {
+      body(first, std::min(chunk_, end - first));
+    }
+  }
+
+ private:
+  static constexpr int64_t kAlignment = kLineBytes / 2;
+  static constexpr int64_t kChunksPerBlock = 64;
+  static_assert(kPartWidth / kMaxRunLengthOfChunks >= kAlignment, "a chunk holds a channel");
+
+  int64_t channels_;
+  int64_t inner_;
+  int64_t chunk_;
+};
 
 class RunTiles {
  public:
@@ -116,7 +155,7 @@ class LaneTiles {
   static constexpr int64_t kBlockSize = int64_t{1} << 18;
 
   // Every row part of a tile starts at a multiple of `alignment` elements of the tensor.
-  explicit LaneTiles(const ChannelLayout& layout, int64_t alignment = 1)
+  explicit LaneTiles(const ChannelLayout& layout, int64_t alignment = 1, int64_t max_width = kMaxTileWidth)
       : channels_(layout.channels), inner_(std::max<int64_t>(1, layout.inner)), size_(layout.size()) {
     const int64_t period = std::max<int64_t>(1, channels_ * inner_);
     // Several rows of the tensor side by side, where they fit a part, or are needed to end on the alignment; but not so
@@ -127,7 +166,7 @@ class LaneTiles {
     const int64_t side_by_side = std::max<int64_t>(1, widest / (period * to_align)) * to_align;
     row_length_ = side_by_side * period;
     const int64_t unit = std::lcm(inner_, alignment);
-    tiles_per_row_ = CeilDiv(row_length_, kMaxTileWidth / unit * unit);
+    tiles_per_row_ = CeilDiv(row_length_, max_width / unit * unit);
     tile_width_ = CeilDiv(CeilDiv(row_length_, tiles_per_row_), unit) * unit;
     num_rows_ = CeilDiv(size_, row_length_);
     rows_per_block_ = std::max<int64_t>(1, kBlockSize / tile_width_);
@@ -135,6 +174,8 @@ class LaneTiles {
     const int64_t group = kRowsAtOnce * RowsToSameLinePlace(row_length_, kLineBytes / 2);
     if (num_rows_ >= kFewRows * group) rows_per_block_ = CeilDiv(rows_per_block_, group) * group;
   }
+
+  static LaneTiles WithSums(const ChannelLayout& layout) { return LaneTiles(layout, 1, kMaxSumTileWidth); }
 
   int64_t num_row_blocks() const { return CeilDiv(num_rows_, rows_per_block_); }
   int64_t num_blocks() const { return num_row_blocks() * tiles_per_row_; }

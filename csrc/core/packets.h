@@ -101,6 +101,17 @@ QATFAST_INLINE void StorePacket(const float* from, BFloat16* to) {
 }
 #endif
 
+// to[lane] = from[index[lane]], with indices from 0 to kLanes - 1.
+template <typename A>
+QATFAST_INLINE void PermutePacket(const A* from, const int32_t* index, A* to) {
+  for (int lane = 0; lane < kLanes; ++lane) to[lane] = from[index[lane]];
+}
+#if QATFAST_ISA_AVX512
+QATFAST_INLINE void PermutePacket(const float* from, const int32_t* index, float* to) {
+  _mm512_storeu_ps(to, _mm512_permutexvar_ps(_mm512_loadu_si512(index), _mm512_loadu_ps(from)));
+}
+#endif
+
 // StorePacket around the caches. Precondition: `to` is aligned to the bytes of a packet, or to 64 if they are more.
 template <typename A>
 QATFAST_INLINE void StreamPacket(const A* from, A* to) {
