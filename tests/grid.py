@@ -3,8 +3,9 @@
 import ml_dtypes
 import numpy as np
 
-# Shapes with a channel axis (None: per tensor): each regime of the kernels, the borders between them (tiles are 2048
-# wide, runs are 64 long at least), lengths that no vector width divides, size-one axes, and nothing at all.
+# Shapes with a channel axis (None: per tensor): each regime of the kernels, the borders between them (short rows share
+# tiles 2048 wide, runs are 64 long at least, channels that come once go in chunks up to 8 long), lengths that no vector
+# width divides, size-one axes, and nothing at all.
 LAYOUTS = [
     ((), None),
     ((1,), None),
@@ -36,6 +37,8 @@ LAYOUTS = [
     ((3, 700, 3), 1),
     ((300, 3, 5), 1),
     ((3000, 7), 0),
+    ((5003,), 0),
+    ((2003, 8), 0),
     ((2, 500, 8), 1),
     ((7, 50, 9), 1),
     ((8, 50, 9), 1),

@@ -48,6 +48,44 @@ def test_the_mask_is_where_the_gradient_passes_a_bit_per_element_in_order(op, dt
     np.testing.assert_array_equal(mask, np.packbits(passes.ravel(), bitorder="little"))
 
 
+ATTRIBUTES = [
+    ("fake_quant", {"include_zero": True}),
+    ("fake_quant", {"num_bits": 4, "narrow_range": True}),
+    ("lsq_symmetric", {"signed": False, "num_bits": 3}),
+    ("lsq_symmetric", {"power_of_two": True, "min_threshold": 0.3}),
+    ("lsq_uniform", {"min_width": 0.5}),
+    ("lsq_uniform", {"exact_zero": True, "min_width": 0.5}),
+]
+
+
+@pytest.mark.parametrize("inner", [1, 3, 8])
+@pytest.mark.parametrize(("function", "attributes"), ATTRIBUTES)
+def test_channels_that_come_once_are_quantized_as_those_that_come_twice(function, attributes, inner):
+    grad_y, x, parameters = draw_case(function, np.float32, (2003, inner), 0)
+    once, twice = {"axis": 0, **attributes}, {"axis": 1, **attributes}
+    both = np.stack([x, x])
+    y = getattr(_core, function)(x, *parameters, **once)
+    assert_same_bits(np.stack([y, y]), getattr(_core, function)(both, *parameters, **twice))
+    grad_x, *gradients = getattr(_core, f"{function}_grad")(grad_y, x, *parameters, **once)
+    expected, *of_both = getattr(_core, f"{function}_grad")(np.stack([grad_y, grad_y]), both, *parameters, **twice)
+    assert_same_bits(np.stack([grad_x, grad_x]), expected)
+    for gradient, doubled in zip(gradients, of_both, strict=True):
+        np.testing.assert_allclose(2 * gradient, doubled, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("function", ["fake_quant", "lsq_symmetric", "lsq_uniform"])
+@pytest.mark.parametrize("inner", [1, 8])
+def test_the_first_channel_that_cannot_be_quantized_with_is_named(function, inner):
+    _, x, parameters = draw_case(function, np.float32, (2003, inner), 0)
+    for end in parameters:
+        end[1301] = np.nan
+        end[1777] = -np.inf
+    with pytest.raises(ValueError, match=f"^{function}: .*nan.* channel 1301"):
+        getattr(_core, function)(x, *parameters, axis=0)
+    with pytest.raises(ValueError, match=f"^{function}_grad: .*nan.* channel 1301"):
+        getattr(_core, f"{function}_grad")(x, x, *parameters, axis=0)
+
+
 @pytest.mark.parametrize("offset", [0, 1, 5, 16])
 @pytest.mark.parametrize(("op", "dtype", "shape", "axis"), CASES)
 def test_writing_around_the_caches_gives_the_same_bits_in_place_and_no_further(op, dtype, shape, axis, offset):

@@ -19,7 +19,7 @@ namespace qatfast {
 // Elements that loops take at once. Enough to fill the vectors of every instruction set, so that all of them add up
 // sums in one order.
 constexpr int kLanes = 16;
-static_assert(kPaddedTileWidth % kLanes == 0, "a packet must not leave its row");
+static_assert(kTilePadding % kLanes == 0, "packets of rows that are padded stay aligned");
 
 template <typename Formula>
 using ColumnIndices = std::make_index_sequence<Formula::kColumns>;
@@ -30,10 +30,10 @@ using InputIndices = std::make_index_sequence<Formula::kInputs>;
 template <typename Formula>
 using InputPointers = std::array<const typename Formula::Arithmetic*, Formula::kInputs>;
 
-// Prepared parameters, one channel per lane of a tile.
+// Prepared parameters, one channel per lane of a tile. Each array is longer than the tile is wide by kLanes or more.
 template <typename Formula>
 struct Columns {
-  alignas(64) typename Formula::Arithmetic values[Formula::kColumns][kPaddedTileWidth];
+  typename Formula::Arithmetic* values[Formula::kColumns];
 };
 
 template <typename Formula>
@@ -41,10 +41,16 @@ struct RunSums {
   double values[Formula::kTerms][kLanes] = {};
 };
 
+// The sums of each lane of a tile, in arrays as long.
 template <typename Formula>
 struct LaneSums {
-  alignas(64) double values[Formula::kTerms][kPaddedTileWidth] = {};
+  double* values[Formula::kTerms];
 };
+
+// Rows whose terms are added to the lanes' sums at once. More of them spare trips to the cache, and keep more numbers
+// in registers: it pays where the rows are short in bytes.
+template <typename T>
+constexpr int64_t kSumRowsAtOnce = sizeof(T) == 2 ? kRowsAtOnce : 2;
 
 // Words of mask bits from one row of a part to the next.
 constexpr int64_t kMaskStride = kPartWidth / kLanes;
@@ -58,22 +64,27 @@ struct ChannelLoops {
   QuantizeRun quantize_run_with_mask;
   using QuantizeRows = void (*)(const Formula&, const T* x, int64_t stride, T* y, int64_t y_stride, uint16_t* mask,
                                 int64_t size, const Columns<Formula>&, int64_t first_lane);
-  QuantizeRows quantize_row;
   QuantizeRows quantize_row_with_mask;
-  QuantizeRows quantize_rows;  // kRowsAtOnce of them
-  QuantizeRows quantize_rows_with_mask;
-  bool (*prepare_lanes)(const Formula&, Columns<Formula>&, int64_t size);
+  QuantizeRows quantize_rows_with_mask;  // kRowsAtOnce of them
+  QuantizeRows quantize_row[2];          // plain, streaming
+  QuantizeRows quantize_rows[2];
+  bool (*prepare_lanes)(const Formula&, const Columns<Formula>&, int64_t size);
+  void (*widen_columns)(const Columns<Formula>& of_channels, int64_t channels, int64_t inner,
+                        const Columns<Formula>& of_lanes);
+  void (*finish_channels)(const Formula&, const InputPointers<Formula>&, int64_t first_channel, int64_t channels,
+                          int64_t inner, const LaneSums<Formula>&,
+                          const std::array<typename Formula::Arithmetic*, Formula::kInputs>& gradients);
   bool (*all_valid)(const Formula&, const InputPointers<Formula>&, int64_t size);
   void (*pass_run)(const Formula&, const T* grad_y, const T* x, T* grad_x, int64_t size, const Prepared&);
-  void (*pass_lanes)(const Formula&, const T* grad_y, const T* x, T* grad_x, int64_t size, const Columns<Formula>&,
-                     int64_t first_lane);
+  using PassRow = void (*)(const Formula&, const T* grad_y, const T* x, T* grad_x, int64_t size,
+                           const Columns<Formula>&);
+  PassRow pass_row[2];
   void (*backward_run)(const Formula&, const T* grad_y, const T* x, T* grad_x, int64_t size, const Prepared&,
                        RunSums<Formula>&);
-  using BackwardRows = void (*)(const Formula&, const T* grad_y, const T* x, int64_t stride, T* grad_x,
-                                int64_t grad_x_stride, int64_t size, const Columns<Formula>&, LaneSums<Formula>&,
-                                int64_t first_lane);
-  BackwardRows backward_row;
-  BackwardRows backward_rows;  // kRowsAtOnce of them
+  using BackwardRows = void (*)(const Formula&, const T* grad_y, const T* x, T* grad_x, int64_t stride, int64_t size,
+                                const Columns<Formula>&, const LaneSums<Formula>&);
+  BackwardRows backward_row[2];
+  BackwardRows backward_rows[2];  // kSumRowsAtOnce of them
 };
 
 }  // namespace qatfast

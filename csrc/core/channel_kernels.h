@@ -11,7 +11,9 @@
 #include <utility>
 
 #include "core/bit_mask.h"
+#include "core/channel_chunks.h"
 #include "core/channel_dispatch.h"
+#include "core/channel_lanes.h"
 #include "core/channel_tiles.h"
 #include "core/cpu_execution.h"
 #include "core/formulas.h"
@@ -66,28 +68,39 @@ class ChannelKernel {
   // y and, unless it is null, the mask of what the gradient passes to: a bit per element, in order (bit_mask.h).
   void Quantize(const T* x, T* y, uint8_t* mask, const CpuExecution& execution) const {
     const bool stream = ShouldStream(execution, x == y);
-    if (HasLongRuns(layout_)) {
+    if (HasShortRunsOnce(layout_)) {
+      QuantizeChunks(x, y, mask, execution, stream);
+    } else if (HasLongRuns(layout_)) {
       QuantizeRuns(x, y, mask, execution, stream);
+    } else if (mask != nullptr) {
+      QuantizeLanesWithMask(x, y, mask, execution, stream);
     } else {
-      QuantizeLanes(x, y, mask, execution, stream);
+      QuantizeLanes(x, y, execution, stream);
     }
   }
 
   void Backward(const T* grad_y, const T* x, const ChannelGradients<T, Formula>& gradients,
                 const CpuExecution& execution) const {
     const bool stream = ShouldStream(execution, grad_y == gradients.grad_x);
-    if (HasLongRuns(layout_)) {
+    if (HasShortRunsOnce(layout_)) {
+      BackwardChunks(grad_y, x, gradients, execution, stream);
+    } else if (HasLongRuns(layout_)) {
       BackwardRuns(grad_y, x, gradients, execution, stream);
-    } else {
+    } else if (gradients.wants_inputs()) {
       BackwardLanes(grad_y, x, gradients, execution, stream);
+    } else {
+      PassLanes(grad_y, x, gradients.grad_x, execution, stream);
     }
   }
 
  private:
   using Prepared = typename Formula::Prepared;
 
+  static constexpr int64_t kLine = kLineBytes / sizeof(T);
+  static constexpr int64_t kChannelsAtOnce = 256;
+
   bool ShouldStream(const CpuExecution& execution, bool in_place) const {
-    return !in_place && layout_.size() * static_cast<int64_t>(sizeof(T)) > execution.streaming_bytes;
+    return execution.ShouldStream(layout_.size() * static_cast<int64_t>(sizeof(T)), in_place);
   }
 
   template <size_t... kIndices>
@@ -101,76 +114,36 @@ class ChannelKernel {
     return false;
   }
 
-  // The parameters of a tile's lanes, and which of them have a zero range and need mending after the loops.
-  class TileLanes {
-   public:
-    TileLanes(const ChannelKernel& kernel, const LaneTiles& tiles, const LaneTiles::Tile& tile) {
-      for (int input = 0; input < Formula::kInputs; ++input) {
-        const A* from = kernel.inputs_[input];
-        A* to = columns_.values[input];
-        if (tiles.inner() == 1) {
-          tiles.ForEachStretch(tile, [&](int64_t channel, int64_t lane, int64_t count) {
-            std::copy_n(from + channel, count, to + lane);
-          });
-        } else {
-          tiles.ForEachChannel(tile, [&](int64_t channel, int64_t first, int64_t last) {
-            std::fill(to + first, to + last, from[channel]);
-          });
-        }
+  void QuantizeChunks(const T* x, T* y, uint8_t* mask, const CpuExecution& execution, bool stream) const {
+    ForEachChunk(execution, stream, [&](auto& kernel, const ChannelChunk& chunk, StreamingWriter<T>& writer) {
+      if (mask == nullptr) {
+        kernel.Quantize(chunk, x, y, stream);
+      } else {
+        kernel.QuantizeWithMask(chunk, x, y, mask, writer);
       }
-      // Nothing is below or above a zero range: its nudged ends are NaN then (0 / 0).
-      const bool any_zero = kernel.loops_.prepare_lanes(kernel.formula_, columns_, tile.width);
-      if (!any_zero) return;
-      tiles.ForEachChannel(tile, [&](int64_t channel, int64_t first, int64_t last) {
-        if (!IsZero(kernel.InputsOf(channel))) return;
-        for (int64_t lane = first; lane < last; ++lane) zero_lanes_[num_zero_lanes_++] = static_cast<int>(lane);
+    });
+  }
+
+  void BackwardChunks(const T* grad_y, const T* x, const ChannelGradients<T, Formula>& gradients,
+                      const CpuExecution& execution, bool stream) const {
+    ForEachChunk(execution, stream, [&](auto& kernel, const ChannelChunk& chunk, StreamingWriter<T>&) {
+      kernel.Backward(chunk, grad_y, x, gradients.grad_x, gradients.inputs, stream);
+    });
+  }
+
+  // Calls body(kernel, chunk, writer) for all chunks.
+  template <typename Body>
+  void ForEachChunk(const CpuExecution& execution, bool stream, Body body) const {
+    const ChunkTiles tiles(layout_);
+    const int64_t inner = layout_.inner;
+    ForEachBlock(execution, tiles.num_blocks(), layout_.size(), [&](int64_t block) {
+      ChunkKernel<T, Formula> kernel(layout_, formula_, inputs_, loops_);
+      StreamingWriter<T> writer(stream, execution.isa);  // which makes streamed numbers visible in the end
+      tiles.ForEachChunk(block, [&](int64_t first, int64_t count) {
+        body(kernel, ChannelChunk{first, count, first * inner, count * inner}, writer);
       });
-    }
-
-    const Columns<Formula>& columns() const { return columns_; }
-
-    // Calls body(lane - first) for the lanes from `first` on, `count` of them, whose range is zero.
-    template <typename Body>
-    void ForEachZeroLane(int64_t first, int64_t count, Body body) const {
-      if (num_zero_lanes_ == 0) return;
-      const int* end = zero_lanes_ + num_zero_lanes_;
-      for (const int* lane = std::lower_bound(zero_lanes_, end, first); lane < end && *lane < first + count; ++lane) {
-        body(*lane - first);
-      }
-    }
-
-   private:
-    Columns<Formula> columns_;
-    int zero_lanes_[Formula::kMayBeZero ? kTileWidth : 1];
-    int num_zero_lanes_ = 0;
-  };
-
-  // The gradients at the lanes of a zero range, which pass whole. They are kept aside from before the loops, which
-  // may write grad_x over grad_y.
-  class KeptLanes {
-   public:
-    KeptLanes(const TileLanes& tile_lanes, int64_t first, int64_t count, const T* grad_y, int64_t rows, int64_t stride)
-        : tile_lanes_(tile_lanes), first_(first), count_(count), rows_(rows) {
-      T* kept = kept_;
-      for (int64_t row = 0; row < rows; ++row) {
-        tile_lanes.ForEachZeroLane(first, count, [&](int64_t lane) { *kept++ = grad_y[row * stride + lane]; });
-      }
-    }
-
-    void PutBack(T* grad_x, int64_t stride) const {
-      const T* kept = kept_;
-      for (int64_t row = 0; row < rows_; ++row) {
-        tile_lanes_.ForEachZeroLane(first_, count_, [&](int64_t lane) { grad_x[row * stride + lane] = *kept++; });
-      }
-    }
-
-   private:
-    const TileLanes& tile_lanes_;
-    int64_t first_;
-    int64_t count_;
-    int64_t rows_;
-    T kept_[Formula::kMayBeZero ? kRowsAtOnce * kPartWidth : 1];
-  };
+    });
+  }
 
   // Calls body(begin, length) for parts of a run or a row that leave room in the first-level cache.
   template <typename Body>
@@ -203,29 +176,43 @@ class ChannelKernel {
     });
   }
 
-  void QuantizeLanes(const T* x, T* y, uint8_t* mask, const CpuExecution& execution, bool stream) const {
-    const LaneTiles tiles(layout_, mask == nullptr ? 1 : 8);
-    const bool with_mask = mask != nullptr;
-    const auto quantize_row = with_mask ? loops_.quantize_row_with_mask : loops_.quantize_row;
-    const auto quantize_rows = with_mask ? loops_.quantize_rows_with_mask : loops_.quantize_rows;
+  void QuantizeLanes(const T* x, T* y, const CpuExecution& execution, bool stream) const {
+    const LaneTiles tiles(layout_);
+    const int64_t line = stream ? kLine : 1;
     ForEachBlock(execution, tiles.num_blocks(), layout_.size(), [&](int64_t block) {
       const LaneTiles::Tile tile = tiles.tile(block);
-      const TileLanes tile_lanes(*this, tiles, tile);
+      const TileLanes<T, Formula> lanes(formula_, inputs_, loops_, tiles, tile);
+      tiles.ForEachRows(tile, kRowsAtOnce, line, [&](int64_t begin, int64_t length, int64_t rows, int64_t stride) {
+        const auto quantize = (rows == 1 ? loops_.quantize_row : loops_.quantize_rows)[stream];
+        quantize(formula_, x + begin, stride, y + begin, stride, nullptr, length, lanes.columns(), 0);
+        for (int64_t row = 0; row < rows; ++row) {
+          lanes.ForEachZeroLane(0, length, [&](int64_t lane) { y[begin + row * stride + lane] = T(); });
+        }
+      });
+      if (stream) StreamFence();
+    });
+  }
+
+  // In parts, through a buffer: words of the mask begin where parts do, not where lines of y do.
+  void QuantizeLanesWithMask(const T* x, T* y, uint8_t* mask, const CpuExecution& execution, bool stream) const {
+    const LaneTiles tiles(layout_, 8);
+    ForEachBlock(execution, tiles.num_blocks(), layout_.size(), [&](int64_t block) {
+      const LaneTiles::Tile tile = tiles.tile(block);
+      const TileLanes<T, Formula> lanes(formula_, inputs_, loops_, tiles, tile);
       StreamingWriter<T> writer(stream, execution.isa);
       uint16_t bits[kRowsAtOnce * kMaskStride];
-      tiles.ForEachRows(tile, kRowsAtOnce, [&](int64_t begin, int64_t length, int64_t rows, int64_t stride) {
-        const auto quantize = rows == kRowsAtOnce ? quantize_rows : quantize_row;
+      tiles.ForEachRows(tile, kRowsAtOnce, 1, [&](int64_t begin, int64_t length, int64_t rows, int64_t stride) {
+        const auto quantize = rows == 1 ? loops_.quantize_row_with_mask : loops_.quantize_rows_with_mask;
         ForEachPart(0, length, [&](int64_t first, int64_t count) {
           writer.WriteRows(y + begin + first, count, rows, stride, [&](T* part, int64_t part_stride) {
-            quantize(formula_, x + begin + first, stride, part, part_stride, bits, count, tile_lanes.columns(), first);
+            quantize(formula_, x + begin + first, stride, part, part_stride, bits, count, lanes.columns(), first);
             for (int64_t row = 0; row < rows; ++row) {
-              tile_lanes.ForEachZeroLane(first, count, [&](int64_t lane) { part[row * part_stride + lane] = T(); });
+              lanes.ForEachZeroLane(first, count, [&](int64_t lane) { part[row * part_stride + lane] = T(); });
             }
           });
-          if (!with_mask) return;
           for (int64_t row = 0; row < rows; ++row) {
             uint16_t* row_bits = bits + row * kMaskStride;
-            tile_lanes.ForEachZeroLane(first, count, [&](int64_t lane) {
+            lanes.ForEachZeroLane(first, count, [&](int64_t lane) {
               row_bits[lane / kLanes] = static_cast<uint16_t>(row_bits[lane / kLanes] | 1 << lane % kLanes);
             });
             BitWriter(mask, begin + row * stride + first).Append(row_bits, count);
@@ -263,75 +250,114 @@ class ChannelKernel {
         }
       });
     });
-    if (gradients.wants_inputs()) FinishInputGradients(tiles, gradients, execution);
+    if (gradients.wants_inputs()) FinishRuns(tiles, gradients, execution);
   }
 
-  void BackwardLanes(const T* grad_y, const T* x, const ChannelGradients<T, Formula>& gradients,
-                     const CpuExecution& execution, bool stream) const {
+  // The gradient to x alone.
+  void PassLanes(const T* grad_y, const T* x, T* grad_x, const CpuExecution& execution, bool stream) const {
     const LaneTiles tiles(layout_);
     ForEachBlock(execution, tiles.num_blocks(), layout_.size(), [&](int64_t block) {
       const LaneTiles::Tile tile = tiles.tile(block);
-      const TileLanes tile_lanes(*this, tiles, tile);
-      LaneSums<Formula> sums;
-      StreamingWriter<T> writer(stream, execution.isa);
-      tiles.ForEachRows(tile, kRowsAtOnce, [&](int64_t begin, int64_t length, int64_t rows, int64_t stride) {
-        ForEachPart(0, length, [&](int64_t first, int64_t count) {
-          const T* part_grad_y = grad_y + begin + first;
-          const T* part_x = x + begin + first;
-          writer.WriteRows(gradients.grad_x + begin + first, count, rows, stride, [&](T* part, int64_t part_stride) {
-            const KeptLanes kept(tile_lanes, first, count, part_grad_y, rows, stride);
-            if (gradients.wants_inputs()) {
-              const auto backward = rows == kRowsAtOnce ? loops_.backward_rows : loops_.backward_row;
-              backward(formula_, part_grad_y, part_x, stride, part, part_stride, count, tile_lanes.columns(), sums,
-                       first);
-            } else {
-              for (int64_t row = 0; row < rows; ++row) {
-                loops_.pass_lanes(formula_, part_grad_y + row * stride, part_x + row * stride, part + row * part_stride,
-                                  count, tile_lanes.columns(), first);
-              }
-            }
-            kept.PutBack(part, part_stride);
-          });
-        });
+      const TileLanes<T, Formula> lanes(formula_, inputs_, loops_, tiles, tile);
+      KeptLanes<T, Formula> kept(lanes);
+      tiles.ForEachRows(tile, 1, 1, [&](int64_t begin, int64_t length, int64_t, int64_t) {
+        kept.Keep(grad_y + begin, length, 1, 0);
+        loops_.pass_row[stream](formula_, grad_y + begin, x + begin, grad_x + begin, length, lanes.columns());
+        kept.PutBack(grad_x + begin, length, 1, 0);
       });
-      if (gradients.wants_inputs()) AddUpTile(tiles, tile, sums, gradients.workspace);
+      if (stream) StreamFence();
     });
-    if (gradients.wants_inputs()) FinishInputGradients(tiles, gradients, execution);
+  }
+
+  // Which rows are taken at once, and with that the order of the sums, depends on the layout and the type alone.
+  void BackwardLanes(const T* grad_y, const T* x, const ChannelGradients<T, Formula>& gradients,
+                     const CpuExecution& execution, bool stream) const {
+    const LaneTiles tiles = LaneTiles::WithSums(layout_);
+    ForEachBlock(execution, tiles.num_blocks(), layout_.size(), [&](int64_t block) {
+      const LaneTiles::Tile tile = tiles.tile(block);
+      const TileLanes<T, Formula> lanes(formula_, inputs_, loops_, tiles, tile);
+      KeptLanes<T, Formula> kept(lanes);
+      const LaneArrays<double, Formula::kTerms> sums(tile.width);
+      LaneSums<Formula> lane_sums;
+      for (int term = 0; term < Formula::kTerms; ++term) {
+        lane_sums.values[term] = sums[term];
+        std::fill_n(sums[term], tile.width, 0.0);
+      }
+      T* grad_x = gradients.grad_x;
+      tiles.ForEachRows(
+          tile, kSumRowsAtOnce<T>, kLine, [&](int64_t begin, int64_t length, int64_t rows, int64_t stride) {
+            const auto backward = (rows == 1 ? loops_.backward_row : loops_.backward_rows)[stream];
+            kept.Keep(grad_y + begin, length, rows, stride);
+            backward(formula_, grad_y + begin, x + begin, grad_x + begin, stride, length, lanes.columns(), lane_sums);
+            kept.PutBack(grad_x + begin, length, rows, stride);
+          });
+      if (stream) StreamFence();
+      for (int term = 0; term < Formula::kTerms; ++term) {
+        AddUpLanes(tiles, tile, lane_sums.values[term],
+                   gradients.workspace + tiles.first_slot(tile.row_block, term, Formula::kTerms));
+      }
+    });
+    FinishLanes(tiles, gradients, execution);
   }
 
   // From the sums of a tile's lanes to those of its channels.
-  static void AddUpTile(const LaneTiles& tiles, const LaneTiles::Tile& tile, const LaneSums<Formula>& sums,
-                        double* workspace) {
-    double* slots = workspace + Formula::kTerms * tiles.slot(tile.row_block, 0);
-    tiles.ForEachChannel(tile, [&](int64_t channel, int64_t, int64_t) {
-      std::fill_n(slots + Formula::kTerms * channel, Formula::kTerms, 0.0);
-    });
+  static void AddUpLanes(const LaneTiles& tiles, const LaneTiles::Tile& tile, const double* lanes, double* channels) {
+    if (tiles.inner() == 1) {
+      tiles.ForEachStretch(tile, [&](int64_t channel, int64_t lane, int64_t count) {
+        if (lane < tiles.channels()) std::fill_n(channels + channel, count, 0.0);
+        for (int64_t i = 0; i < count; ++i) channels[channel + i] += lanes[lane + i];
+      });
+      return;
+    }
     tiles.ForEachChannel(tile, [&](int64_t channel, int64_t first, int64_t last) {
-      for (int term = 0; term < Formula::kTerms; ++term) {
-        double& slot = slots[Formula::kTerms * channel + term];
-        for (int64_t lane = first; lane < last; ++lane) slot += sums.values[term][lane];
-      }
+      if (first < tiles.channels() * tiles.inner()) channels[channel] = 0.0;
+      for (int64_t lane = first; lane < last; ++lane) channels[channel] += lanes[lane];
     });
   }
 
+  // FinishRuns for sums that lie next to those of other channels: memory is read in stretches.
+  void FinishLanes(const LaneTiles& tiles, const ChannelGradients<T, Formula>& gradients,
+                   const CpuExecution& execution) const {
+    ForEachChannels(tiles.num_slots(), execution, [&](int64_t first, int64_t count) {
+      double sums[kChannelsAtOnce][Formula::kTerms] = {};
+      for (int64_t row_block = 0; row_block < tiles.num_row_blocks(); ++row_block) {
+        for (int term = 0; term < Formula::kTerms; ++term) {
+          const double* slots = gradients.workspace + tiles.first_slot(row_block, term, Formula::kTerms) + first;
+          for (int64_t i = 0; i < count; ++i) sums[i][term] += slots[i];
+        }
+      }
+      for (int64_t i = 0; i < count; ++i) FinishChannel(first + i, sums[i], gradients);
+    });
+  }
+
+  // Calls body(first, count) for channels, at most kChannelsAtOnce of them; num_slots partial sums belong to all.
+  template <typename Body>
+  void ForEachChannels(int64_t num_slots, const CpuExecution& execution, Body body) const {
+    const int64_t channels = layout_.channels;
+    ForEachBlock(execution, CeilDiv(channels, kChannelsAtOnce), num_slots + channels, [&](int64_t block) {
+      const int64_t first = block * kChannelsAtOnce;
+      body(first, std::min(channels - first, kChannelsAtOnce));
+    });
+  }
+
+  void FinishChannel(int64_t channel, const double* sums, const ChannelGradients<T, Formula>& gradients) const {
+    A of_channel[Formula::kInputs];
+    formula_.InputGradients(sums, InputsOf(channel), of_channel);
+    for (int input = 0; input < Formula::kInputs; ++input) gradients.inputs[input][channel] = of_channel[input];
+  }
+
   // Adds up the partial sums of each channel, in index order, and takes them to its inputs.
-  template <typename Tiles>
-  void FinishInputGradients(const Tiles& tiles, const ChannelGradients<T, Formula>& gradients,
-                            const CpuExecution& execution) const {
-    constexpr int64_t kChannelsAtOnce = 256;
-    const int64_t num_blocks = CeilDiv(layout_.channels, kChannelsAtOnce);
-    ForEachBlock(execution, num_blocks, tiles.num_slots() + layout_.channels, [&](int64_t block) {
-      const int64_t end = std::min(layout_.channels, (block + 1) * kChannelsAtOnce);
-      for (int64_t channel = block * kChannelsAtOnce; channel < end; ++channel) {
+  void FinishRuns(const RunTiles& tiles, const ChannelGradients<T, Formula>& gradients,
+                  const CpuExecution& execution) const {
+    ForEachChannels(tiles.num_slots(), execution, [&](int64_t first, int64_t count) {
+      for (int64_t channel = first; channel < first + count; ++channel) {
         double sums[Formula::kTerms] = {};
         tiles.ForEachSlot(channel, [&](int64_t slot) {
           for (int term = 0; term < Formula::kTerms; ++term) {
             sums[term] += gradients.workspace[Formula::kTerms * slot + term];
           }
         });
-        A of_channel[Formula::kInputs];
-        formula_.InputGradients(sums, InputsOf(channel), of_channel);
-        for (int input = 0; input < Formula::kInputs; ++input) gradients.inputs[input][channel] = of_channel[input];
+        FinishChannel(channel, sums, gradients);
       }
     });
   }
@@ -353,7 +379,8 @@ class ChannelKernel {
 
 // How many doubles a backward of `num_terms` sums needs on the way.
 inline int64_t ChannelWorkspaceSize(const ChannelLayout& layout, int num_terms) {
-  return num_terms * (HasLongRuns(layout) ? RunTiles(layout).num_slots() : LaneTiles(layout).num_slots());
+  if (HasShortRunsOnce(layout)) return 0;
+  return num_terms * (HasLongRuns(layout) ? RunTiles(layout).num_slots() : LaneTiles::WithSums(layout).num_slots());
 }
 
 }  // namespace qatfast

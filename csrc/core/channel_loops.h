@@ -18,8 +18,22 @@ QATFAST_INLINE void ForEachPacket(int64_t size, Body body) {
   if (i < size) body(i, static_cast<int>(size - i));
 }
 
+// The same, but if kStream, whole packets begin at a line of `output`, where Store<true> may put them.
+template <bool kStream, typename T, typename Body>
+QATFAST_INLINE void ForEachPacketOf(const T* output, int64_t size, Body body) {
+  int64_t head = 0;
+  if constexpr (kStream) {
+    const int64_t bytes_to_line = -reinterpret_cast<uintptr_t>(output) & (kLineBytes - 1);
+    head = bytes_to_line / static_cast<int64_t>(sizeof(T));
+    if (head > size) head = size;
+    for (int64_t i = 0; i < head; i += kLanes) body(i, static_cast<int>(head - i < kLanes ? head - i : kLanes));
+  }
+  ForEachPacket(size - head, [&](int64_t i, auto count) QATFAST_LAMBDA_INLINE { body(head + i, count); });
+}
+
 template <typename T, typename A>
 QATFAST_INLINE void Load(const T* from, std::integral_constant<int, kLanes>, A* to) {
+  Prefetch(from);
   LoadPacket(from, to);
 }
 
@@ -30,12 +44,16 @@ QATFAST_INLINE void Load(const T* from, int count, A* to) {
   LoadPacket(padded, to);
 }
 
-template <typename T, typename A>
+template <bool kStream = false, typename T, typename A>
 QATFAST_INLINE void Store(const A* from, std::integral_constant<int, kLanes>, T* to) {
-  StorePacket(from, to);
+  if constexpr (kStream) {
+    StreamPacket(from, to);
+  } else {
+    StorePacket(from, to);
+  }
 }
 
-template <typename T, typename A>
+template <bool kStream = false, typename T, typename A>
 QATFAST_INLINE void Store(const A* from, int count, T* to) {
   T padded[kLanes];
   StorePacket(from, padded);
@@ -76,13 +94,13 @@ void QuantizeRun(const Formula& formula, const T* x, T* y, uint16_t* mask, int64
 
 // QuantizeRun on kRows rows that lie `stride` elements apart in x, `y_stride` in y and kMaskStride in mask. Each lane's
 // parameters, from those of `first_lane` on, are read once for all.
-template <int kRows, bool kMask, typename T, typename Formula>
+template <int kRows, bool kMask, bool kStream, typename T, typename Formula>
 void QuantizeRows(const Formula& formula, const T* x, int64_t stride, T* y, int64_t y_stride, uint16_t* mask,
                   int64_t size, const Columns<Formula>& columns, int64_t first_lane) {
   using A = Arithmetic<T>;
   using Prepared = typename Formula::Prepared;
   const Formula local = formula;
-  ForEachPacket(size, [&](int64_t i, auto count) QATFAST_LAMBDA_INLINE {
+  ForEachPacketOf<kStream>(y, size, [&](int64_t i, auto count) QATFAST_LAMBDA_INLINE {
     A parameters[Formula::kColumns][kLanes];
     for (int j = 0; j < Formula::kColumns; ++j) LoadPacket(columns.values[j] + first_lane + i, parameters[j]);
     for (int row = 0; row < kRows; ++row) {
@@ -98,7 +116,7 @@ void QuantizeRows(const Formula& formula, const T* x, int64_t stride, T* y, int6
         QATFAST_FOR_LANES(lane) passes[lane] = local.Passes(values[lane], prepared(lane)) ? 1 : 0;
         mask[row * kMaskStride + i / kLanes] = PackBits(passes) & static_cast<uint16_t>((1 << count) - 1);
       }
-      Store(quantized, count, y + row * y_stride + i);
+      Store<kStream>(quantized, count, y + row * y_stride + i);
     }
   });
 }
@@ -106,7 +124,7 @@ void QuantizeRows(const Formula& formula, const T* x, int64_t stride, T* y, int6
 // Prepares one channel per lane, in place of the inputs that are still in the first columns. Whether one of them is
 // zero; where the formula may be (IsZero), else false.
 template <typename Formula>
-bool PrepareLanes(const Formula& formula, Columns<Formula>& columns, int64_t size) {
+bool PrepareLanes(const Formula& formula, const Columns<Formula>& columns, int64_t size) {
   using A = typename Formula::Arithmetic;
   const Formula local = formula;
   int zeros = 0;
@@ -125,6 +143,46 @@ bool PrepareLanes(const Formula& formula, Columns<Formula>& columns, int64_t siz
     zeros |= PackBits(is_zero) & (size - i < kLanes ? (1 << (size - i)) - 1 : 0xffff);
   }
   return zeros != 0;
+}
+
+// From one channel per lane to one element per lane: `inner` of each channel. Writes whole packets.
+template <typename Formula>
+void WidenColumns(const Columns<Formula>& of_channels, int64_t channels, int64_t inner,
+                  const Columns<Formula>& of_lanes) {
+  int32_t channel_of[kMaxRunLengthOfChunks][kLanes];  // kLanes channels fill `inner` packets
+  for (int packet = 0; packet < inner; ++packet) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      channel_of[packet][lane] = static_cast<int32_t>((packet * kLanes + lane) / inner);
+    }
+  }
+  for (int64_t i = 0; i < channels; i += kLanes) {
+    for (int column = 0; column < Formula::kColumns; ++column) {
+      for (int packet = 0; packet < inner; ++packet) {
+        PermutePacket(of_channels.values[column] + i, channel_of[packet],
+                      of_lanes.values[column] + i * inner + packet * kLanes);
+      }
+    }
+  }
+}
+
+// From the sums of the lanes, `inner` to a channel, to the gradients to the channels' inputs.
+template <typename Formula>
+void FinishChannels(const Formula& formula, const InputPointers<Formula>& inputs, int64_t first_channel,
+                    int64_t channels, int64_t inner, const LaneSums<Formula>& lane_sums,
+                    const std::array<typename Formula::Arithmetic*, Formula::kInputs>& gradients) {
+  using A = typename Formula::Arithmetic;
+  const Formula local = formula;
+  for (int64_t i = 0; i < channels; ++i) {
+    double sums[Formula::kTerms] = {};
+    for (int term = 0; term < Formula::kTerms; ++term) {
+      for (int64_t lane = i * inner; lane < (i + 1) * inner; ++lane) sums[term] += lane_sums.values[term][lane];
+    }
+    A of_channel[Formula::kInputs];
+    const auto of_inputs = Gather<typename Formula::Inputs>(
+        [&](size_t j) QATFAST_LAMBDA_INLINE { return inputs[j][first_channel + i]; }, InputIndices<Formula>());
+    local.InputGradients(sums, of_inputs, of_channel);
+    for (int input = 0; input < Formula::kInputs; ++input) gradients[input][first_channel + i] = of_channel[input];
+  }
 }
 
 // Whether all of `size` channels have valid inputs.
@@ -163,31 +221,30 @@ void PassRun(const Formula& formula, const T* grad_y, const T* x, T* grad_x, int
   });
 }
 
-template <typename T, typename Formula>
-void PassLanes(const Formula& formula, const T* grad_y, const T* x, T* grad_x, int64_t size,
-               const Columns<Formula>& columns, int64_t first_lane) {
+template <bool kStream, typename T, typename Formula>
+void PassRow(const Formula& formula, const T* grad_y, const T* x, T* grad_x, int64_t size,
+             const Columns<Formula>& columns) {
   using A = Arithmetic<T>;
   const Formula local = formula;
-  ForEachPacket(size, [&](int64_t i, auto count) QATFAST_LAMBDA_INLINE {
+  ForEachPacketOf<kStream>(grad_x, size, [&](int64_t i, auto count) QATFAST_LAMBDA_INLINE {
     A values[kLanes], grads[kLanes];
     Load(x + i, count, values);
     Load(grad_y + i, count, grads);
     QATFAST_FOR_LANES(lane) {
       const auto p = Gather<typename Formula::Prepared>(
-          [&](size_t j) QATFAST_LAMBDA_INLINE { return columns.values[j][first_lane + i + lane]; },
-          ColumnIndices<Formula>());
+          [&](size_t j) QATFAST_LAMBDA_INLINE { return columns.values[j][i + lane]; }, ColumnIndices<Formula>());
       grads[lane] = local.Passes(values[lane], p) ? grads[lane] : A(0);
     }
-    Store(grads, count, grad_x + i);
+    Store<kStream>(grads, count, grad_x + i);
   });
 }
 
-// The gradients to x of kRows packets that lie `stride` elements apart in grad_y and x, `grad_x_stride` in grad_x, and
-// their terms of the sums: sums[term][lane] gets those of each lane, in order. Several packets at once cost the sums
-// one trip to the cache. `prepared` gives the parameters of a lane.
-template <int kRows, typename T, typename Formula, typename Count, typename PreparedOf>
-QATFAST_INLINE void BackwardPackets(const Formula& formula, const T* grad_y, const T* x, int64_t stride, T* grad_x,
-                                    int64_t grad_x_stride, Count count, PreparedOf prepared, double* const* sums) {
+// The gradients to x of kRows packets that lie `stride` elements apart, and their terms of the sums: sums[term][lane]
+// gets those of each lane, in order. Several packets at once cost the sums one trip to the cache. `prepared` gives the
+// parameters of a lane.
+template <int kRows, bool kStream, typename T, typename Formula, typename Count, typename PreparedOf>
+QATFAST_INLINE void BackwardPackets(const Formula& formula, const T* grad_y, const T* x, T* grad_x, int64_t stride,
+                                    Count count, PreparedOf prepared, double* const* sums) {
   using A = Arithmetic<T>;
   A values[kRows][kLanes], grads[kRows][kLanes];
   for (int row = 0; row < kRows; ++row) {
@@ -205,7 +262,7 @@ QATFAST_INLINE void BackwardPackets(const Formula& formula, const T* grad_y, con
     }
     for (int term = 0; term < Formula::kTerms; ++term) sums[term][lane] = of_lane[term];
   }
-  for (int row = 0; row < kRows; ++row) Store(grads[row], count, grad_x + row * grad_x_stride);
+  for (int row = 0; row < kRows; ++row) Store<kStream>(grads[row], count, grad_x + row * stride);
 }
 
 // The gradient to x, and the terms of the sums: those of element i go to lane i % kLanes. Precondition: what went
@@ -221,29 +278,41 @@ void BackwardRun(const Formula& formula, const T* grad_y, const T* x, T* grad_x,
   constexpr int64_t kTogether = kRowsAtOnce * kLanes;
   int64_t i = 0;
   for (; i + kTogether <= size; i += kTogether) {
-    BackwardPackets<kRowsAtOnce>(local, grad_y + i, x + i, kLanes, grad_x + i, kLanes,
-                                 std::integral_constant<int, kLanes>(), prepared_of, sums);
+    BackwardPackets<kRowsAtOnce, false>(local, grad_y + i, x + i, grad_x + i, kLanes,
+                                        std::integral_constant<int, kLanes>(), prepared_of, sums);
   }
   ForEachPacket(size - i, [&](int64_t j, auto count) QATFAST_LAMBDA_INLINE {
-    BackwardPackets<1>(local, grad_y + i + j, x + i + j, 0, grad_x + i + j, 0, count, prepared_of, sums);
+    BackwardPackets<1, false>(local, grad_y + i + j, x + i + j, grad_x + i + j, 0, count, prepared_of, sums);
   });
 }
 
-// BackwardRun on kRows rows that lie `stride` elements apart in grad_y and x, `grad_x_stride` in grad_x, with a channel
-// and sums of its own in each lane from `first_lane` on.
-template <int kRows, typename T, typename Formula>
-void BackwardRows(const Formula& formula, const T* grad_y, const T* x, int64_t stride, T* grad_x, int64_t grad_x_stride,
-                  int64_t size, const Columns<Formula>& columns, LaneSums<Formula>& lane_sums, int64_t first_lane) {
+// BackwardRun on kRows rows that lie `stride` elements apart, with a channel and sums of its own in each lane.
+template <int kRows, bool kStream, typename T, typename Formula>
+void BackwardRows(const Formula& formula, const T* grad_y, const T* x, T* grad_x, int64_t stride, int64_t size,
+                  const Columns<Formula>& columns, const LaneSums<Formula>& lane_sums) {
   const Formula local = formula;
-  ForEachPacket(size, [&](int64_t i, auto count) QATFAST_LAMBDA_INLINE {
+  ForEachPacketOf<kStream>(grad_x, size, [&](int64_t i, auto count) QATFAST_LAMBDA_INLINE {
+    // A packet that is not whole is padded with zeros, whose terms must not reach the sums of the lanes that follow.
+    constexpr bool kWhole = std::is_same_v<decltype(count), std::integral_constant<int, kLanes>>;
+    double padded[Formula::kTerms][kLanes];
     double* sums[Formula::kTerms];
-    for (int term = 0; term < Formula::kTerms; ++term) sums[term] = lane_sums.values[term] + first_lane + i;
+    for (int term = 0; term < Formula::kTerms; ++term) {
+      double* of_term = lane_sums.values[term] + i;
+      sums[term] = kWhole ? of_term : padded[term];
+      if constexpr (!kWhole) {
+        for (int lane = 0; lane < kLanes; ++lane) padded[term][lane] = of_term[lane];
+      }
+    }
     const auto prepared_of = [&](int lane) QATFAST_LAMBDA_INLINE {
       return Gather<typename Formula::Prepared>(
-          [&](size_t j) QATFAST_LAMBDA_INLINE { return columns.values[j][first_lane + i + lane]; },
-          ColumnIndices<Formula>());
+          [&](size_t j) QATFAST_LAMBDA_INLINE { return columns.values[j][i + lane]; }, ColumnIndices<Formula>());
     };
-    BackwardPackets<kRows>(local, grad_y + i, x + i, stride, grad_x + i, grad_x_stride, count, prepared_of, sums);
+    BackwardPackets<kRows, kStream>(local, grad_y + i, x + i, grad_x + i, stride, count, prepared_of, sums);
+    if constexpr (!kWhole) {
+      for (int term = 0; term < Formula::kTerms; ++term) {
+        for (int lane = 0; lane < count; ++lane) lane_sums.values[term][i + lane] = padded[term][lane];
+      }
+    }
   });
 }
 
@@ -251,17 +320,19 @@ template <typename T, typename Formula>
 constexpr ChannelLoops<T, Formula> MakeChannelLoops() {
   return {QuantizeRun<false, T, Formula>,
           QuantizeRun<true, T, Formula>,
-          QuantizeRows<1, false, T, Formula>,
-          QuantizeRows<1, true, T, Formula>,
-          QuantizeRows<kRowsAtOnce, false, T, Formula>,
-          QuantizeRows<kRowsAtOnce, true, T, Formula>,
+          QuantizeRows<1, true, false, T, Formula>,
+          QuantizeRows<kRowsAtOnce, true, false, T, Formula>,
+          {QuantizeRows<1, false, false, T, Formula>, QuantizeRows<1, false, true, T, Formula>},
+          {QuantizeRows<kRowsAtOnce, false, false, T, Formula>, QuantizeRows<kRowsAtOnce, false, true, T, Formula>},
           PrepareLanes<Formula>,
+          WidenColumns<Formula>,
+          FinishChannels<Formula>,
           AllValid<Formula>,
           PassRun<T, Formula>,
-          PassLanes<T, Formula>,
+          {PassRow<false, T, Formula>, PassRow<true, T, Formula>},
           BackwardRun<T, Formula>,
-          BackwardRows<1, T, Formula>,
-          BackwardRows<kRowsAtOnce, T, Formula>};
+          {BackwardRows<1, false, T, Formula>, BackwardRows<1, true, T, Formula>},
+          {BackwardRows<kSumRowsAtOnce<T>, false, T, Formula>, BackwardRows<kSumRowsAtOnce<T>, true, T, Formula>}};
 }
 
 }  // namespace QATFAST_ISA_NAMESPACE

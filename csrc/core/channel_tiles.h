@@ -3,9 +3,10 @@
 // The cut depends on the layout alone, never on the number of threads: partial sums over blocks, added in index
 // order, then have the same bits on any machine.
 //
-// Two regimes. In RunTiles, inner is long: a run of `inner` neighbours shares one channel, whose parameters sit in
+// Three regimes. In RunTiles, inner is long: a run of `inner` neighbours shares one channel, whose parameters sit in
 // registers. In LaneTiles, inner is short (1, for Keras' last axis): neighbours differ in channel, so parameters
-// are laid out once per tile as wide as the data, one lane per element, and serve every row of the tile.
+// are laid out once per tile as wide as the data, one lane per element, and serve every row of the tile. In ChunkTiles,
+// inner is short and there is one row: parameters serve nothing but the elements that they are laid out for.
 #ifndef QATFAST_CORE_CHANNEL_TILES_H_
 #define QATFAST_CORE_CHANNEL_TILES_H_
 
@@ -20,9 +21,15 @@ namespace qatfast {
 // Runs shorter than this are laid out as lanes: setting up a run costs as much as moving some 64 elements.
 constexpr int64_t kMinRunLength = 64;
 
-// Elements of a tile row: long enough that memory is read in stretches of pages, short enough that the parameters of
-// a row stay in the nearest caches. Half and twice as many were slower (benchmarks/NOTES.md).
-constexpr int64_t kTileWidth = 2048;
+// Elements of a tile row, at most. Whole rows of the tensor where they fit, since memory is read fastest in one stretch
+// (benchmarks/NOTES.md); their parameters and sums then stay in the second-level cache.
+constexpr int64_t kMaxTileWidth = 20480;
+
+// The same where each lane has sums beside its parameters.
+constexpr int64_t kMaxSumTileWidth = 4608;
+
+// Elements of a tile row that rows of the tensor are laid side by side for.
+constexpr int64_t kSideBySideWidth = 2048;
 
 // Rows of a tile that a loop may take at once.
 constexpr int64_t kRowsAtOnce = 4;
@@ -33,8 +40,13 @@ constexpr int64_t kPartWidth = 512;
 // Elements by which arrays that are walked side by side are longer than a tile row is wide. Without it they lie a
 // multiple of 4 KiB apart, all their current lines fall into one set of the first-level cache, and evict each other.
 constexpr int64_t kTilePadding = 48;
-constexpr int64_t kPaddedTileWidth = kTileWidth + kTilePadding;
 constexpr int64_t kPaddedPartWidth = kPartWidth + kTilePadding;
+
+// What streaming stores write whole.
+constexpr int64_t kLineBytes = 64;
+
+// Rows of `length` elements after which one begins at the same place of a line of `line` elements again.
+inline int64_t RowsToSameLinePlace(int64_t length, int64_t line) { return line / std::gcd(length, line); }
 
 // With few rows to serve, laying out lanes never pays: then even short runs are better taken as runs.
 constexpr int64_t kFewRows = 8;
@@ -48,7 +60,42 @@ inline bool HasLongRuns(const ChannelLayout& layout) {
   return layout.inner >= shortest || layout.channels == 1;
 }
 
+// Channels that come once, with few elements each.
+constexpr int64_t kMaxRunLengthOfChunks = 8;
+
+inline bool HasShortRunsOnce(const ChannelLayout& layout) {
+  return layout.outer == 1 && layout.channels > 1 && layout.inner >= 1 && layout.inner <= kMaxRunLengthOfChunks;
+}
+
 inline int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Cuts the channels of such a layout into chunks of up to kPartWidth elements, which begin where lines of the tensor
+// do, and chunks into blocks.
+class ChunkTiles {
+ public:
+  explicit ChunkTiles(const ChannelLayout& layout)
+      : channels_(layout.channels), inner_(layout.inner), chunk_(kPartWidth / inner_ / kAlignment * kAlignment) {}
+
+  int64_t num_blocks() const { return CeilDiv(channels_, kChunksPerBlock * chunk_); }
+
+  // Calls body(first_channel, channels) for the chunks of a block.
+  template <typename Body>
+  void ForEachChunk(int64_t block, Body body) const {
+    const int64_t end = std::min(channels_, (block + 1) * kChunksPerBlock * chunk_);
+    for (int64_t first = block * kChunksPerBlock * chunk_; first < end; first += chunk_) {
+      body(first, std::min(chunk_, end - first));
+    }
+  }
+
+ private:
+  static constexpr int64_t kAlignment = kLineBytes / 2;
+  static constexpr int64_t kChunksPerBlock = 64;
+  static_assert(kPartWidth / kMaxRunLengthOfChunks >= kAlignment, "a chunk holds a channel");
+
+  int64_t channels_;
+  int64_t inner_;
+  int64_t chunk_;
+};
 
 class RunTiles {
  public:
@@ -105,25 +152,30 @@ class RunTiles {
 class LaneTiles {
  public:
   // Elements of a block, about: large against the setting up of its lanes, small against what threads share.
-  static constexpr int64_t kBlockSize = int64_t{1} << 17;
+  static constexpr int64_t kBlockSize = int64_t{1} << 18;
 
   // Every row part of a tile starts at a multiple of `alignment` elements of the tensor.
-  explicit LaneTiles(const ChannelLayout& layout, int64_t alignment = 1)
+  explicit LaneTiles(const ChannelLayout& layout, int64_t alignment = 1, int64_t max_width = kMaxTileWidth)
       : channels_(layout.channels), inner_(std::max<int64_t>(1, layout.inner)), size_(layout.size()) {
     const int64_t period = std::max<int64_t>(1, channels_ * inner_);
     // Several rows of the tensor side by side, where they fit a part, or are needed to end on the alignment; but not so
     // many that few are left below each other to share the laying out of their parameters. The last row of tiles may
     // then be shorter.
     const int64_t to_align = alignment / std::gcd(period, alignment);
-    const int64_t widest = std::min(kTileWidth, size_ / kRowsToShareLanes);
+    const int64_t widest = std::min(kSideBySideWidth, size_ / kRowsToShareLanes);
     const int64_t side_by_side = std::max<int64_t>(1, widest / (period * to_align)) * to_align;
     row_length_ = side_by_side * period;
     const int64_t unit = std::lcm(inner_, alignment);
-    tiles_per_row_ = CeilDiv(row_length_, kTileWidth / unit * unit);
+    tiles_per_row_ = CeilDiv(row_length_, max_width / unit * unit);
     tile_width_ = CeilDiv(CeilDiv(row_length_, tiles_per_row_), unit) * unit;
     num_rows_ = CeilDiv(size_, row_length_);
     rows_per_block_ = std::max<int64_t>(1, kBlockSize / tile_width_);
+    // Whole groups of ForEachRows, whatever the type, unless there would be few blocks.
+    const int64_t group = kRowsAtOnce * RowsToSameLinePlace(row_length_, kLineBytes / 2);
+    if (num_rows_ >= kFewRows * group) rows_per_block_ = CeilDiv(rows_per_block_, group) * group;
   }
+
+  static LaneTiles WithSums(const ChannelLayout& layout) { return LaneTiles(layout, 1, kMaxSumTileWidth); }
 
   int64_t num_row_blocks() const { return CeilDiv(num_rows_, rows_per_block_); }
   int64_t num_blocks() const { return num_row_blocks() * tiles_per_row_; }
@@ -147,19 +199,25 @@ class LaneTiles {
 
   // Calls body(begin, length, rows, stride) for the rows of the tile: `rows` at once (`at_once`, or 1 where
   // fewer are left) that lie `stride` apart, `length` elements of each: tile.width, or fewer where the tensor ends.
+  // Rows at once begin at the same place of a line of `line` elements: a group is every step-th of step * at_once rows.
   template <typename Body>
-  void ForEachRows(const Tile& tile, int64_t at_once, Body body) const {
-    for (int64_t row = tile.first_row; row < tile.last_row;) {
-      const int64_t begin = row * row_length_ + tile.first_column;
-      const bool together = row + at_once <= tile.last_row && begin + (at_once - 1) * row_length_ + tile.width <= size_;
-      const int64_t rows = together ? at_once : 1;
-      const int64_t length = std::min(tile.width, size_ - begin);
-      if (length > 0) body(begin, length, rows, row_length_);
-      row += rows;
+  void ForEachRows(const Tile& tile, int64_t at_once, int64_t line, Body body) const {
+    const int64_t step = RowsToSameLinePlace(row_length_, line);
+    const auto begin_of = [&](int64_t row) { return row * row_length_ + tile.first_column; };
+    int64_t row = tile.first_row;
+    for (int64_t next = row + step * at_once; next <= tile.last_row; next += step * at_once) {
+      if (begin_of(next - 1) + tile.width > size_) break;
+      for (; row < next - step * (at_once - 1); ++row) body(begin_of(row), tile.width, at_once, step * row_length_);
+      row = next;
+    }
+    for (; row < tile.last_row; ++row) {
+      const int64_t length = std::min(tile.width, size_ - begin_of(row));
+      if (length > 0) body(begin_of(row), length, 1, row_length_);
     }
   }
 
   int64_t inner() const { return inner_; }
+  int64_t channels() const { return channels_; }
 
   // Calls body(channel, first_lane, last_lane) for the lanes of each channel in the tile, in memory order. A
   // channel comes more than once where rows lie side by side.
@@ -185,13 +243,10 @@ class LaneTiles {
     }
   }
 
-  // Partial sums: one per row block and channel.
+  // Partial sums: one per row block and channel, those of a term one after another.
   int64_t num_slots() const { return num_row_blocks() * channels_; }
-  int64_t slot(int64_t row_block, int64_t channel) const { return row_block * channels_ + channel; }
-
-  template <typename Body>
-  void ForEachSlot(int64_t channel, Body body) const {
-    for (int64_t row_block = 0; row_block < num_row_blocks(); ++row_block) body(slot(row_block, channel));
+  int64_t first_slot(int64_t row_block, int term, int num_terms) const {
+    return (row_block * num_terms + term) * channels_;
   }
 
  private:

@@ -27,14 +27,18 @@ bool IsSupported(Isa isa);
 // Parses a name that IsaName returns. False if there is no such name.
 bool ParseIsa(const std::string& name, Isa* isa);
 
-// Outputs of more bytes than this are written around the caches. About what a core finds for itself in the last-level
-// cache of a server; what the system reports there can be the sum over a socket whose other parts belong to others.
-constexpr int64_t kStreamingBytes = int64_t{32} << 20;
+// Outputs of this many bytes or more are written around the caches: half of what a core finds for itself in the
+// last-level cache of a server, since inputs want a place there too. What the system reports can be the sum over a
+// socket whose other parts belong to others.
+constexpr int64_t kStreamingBytes = int64_t{16} << 20;
 
 struct CpuExecution {
   ParallelFor parallel_for;
   Isa isa = BestIsa();
   int64_t streaming_bytes = kStreamingBytes;
+
+  // Whether an output of so many bytes is written around the caches. Never over an input, whose lines are in them.
+  bool ShouldStream(int64_t bytes, bool in_place) const { return !in_place && bytes >= streaming_bytes; }
 };
 
 // While it lives, denormal inputs and results of this thread count as zero, as in every TensorFlow kernel.

@@ -30,7 +30,7 @@ QATFAST_INLINE bool IsFinite(A value) {
 // Whether a quantization step can be divided by: positive, normal, finite.
 template <typename A>
 QATFAST_INLINE bool IsNormalStep(A step) {
-  return step >= kSmallestNormal<A> && step <= kLargest<A>;
+  return (step >= kSmallestNormal<A>)&(step <= kLargest<A>);
 }
 
 template <typename A>
@@ -60,7 +60,7 @@ QATFAST_INLINE bool IsZero(Range<A> range) {
 template <typename A>
 QATFAST_INLINE bool IsValid(Range<A> range, QuantRange grid) {
   const A scale = (range.max - range.min) / static_cast<A>(grid.steps());
-  return IsZero(range) || IsNormalStep(scale);
+  return IsZero(range) | IsNormalStep(scale);
 }
 
 // The range that [min, max] becomes when zero must be on the grid: moved by less than a step where it crosses

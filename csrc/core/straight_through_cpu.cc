@@ -24,7 +24,7 @@ void PassBits(const Bits* grad_y, const uint8_t* mask, Bits* grad_x, int64_t siz
   if (execution.isa == Isa::kAvx512) pass = avx512::PassMasked<Bits>;
   if (execution.isa == Isa::kAvx2) pass = avx2::PassMasked<Bits>;
 #endif
-  const bool stream = grad_x != grad_y && size * static_cast<int64_t>(sizeof(Bits)) > execution.streaming_bytes;
+  const bool stream = execution.ShouldStream(size * static_cast<int64_t>(sizeof(Bits)), grad_x == grad_y);
   const int64_t cycles = kBlockSize * static_cast<int64_t>(sizeof(Bits)) * kCyclesPerByte;
   execution.parallel_for(CeilDiv(size, kBlockSize), cycles, [&](int64_t first, int64_t last) {
     StreamingWriter<Bits> writer(stream, execution.isa);

@@ -49,7 +49,7 @@ std::vector<Keyword> RunKeywords() {
 CpuExecution MakeExecution(const Arguments& arguments) {
   CpuExecution execution;
   const std::optional<bool> stream = arguments.OptionalFlag("stream");
-  if (stream) execution.streaming_bytes = *stream ? -1 : std::numeric_limits<int64_t>::max();
+  if (stream) execution.streaming_bytes = *stream ? 0 : std::numeric_limits<int64_t>::max();
   execution.parallel_for = PlainParallelFor(NumThreads(arguments));
   if (arguments["isa"].is_none()) return execution;
   const std::optional<std::string> isa = arguments.Text("isa");
