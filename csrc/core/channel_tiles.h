@@ -22,7 +22,7 @@ namespace qatfast {
 constexpr int64_t kMinRunLength = 64;
 
 // Elements of a tile row, at most. Whole rows of the tensor where they fit, since memory is read fastest in one stretch
-// (benchmarks/NOTES.md); their parameters and sums then stay in the second-level cache.
+// (benchmarks/NOTES.md).
 constexpr int64_t kMaxTileWidth = 20480;
 
 // The same where each lane has sums beside its parameters.
