@@ -1,12 +1,8 @@
 """Fast fake quantization for quantization-aware training with Keras."""
 
-from qatfast._keras import use_legacy_keras
-
-use_legacy_keras()
-
-from qatfast import ops, quantizers, reference  # noqa: E402
-from qatfast._library import build_info  # noqa: E402
-from qatfast.config import (  # noqa: E402
+from qatfast import ops, quantizers, reference
+from qatfast._library import build_info
+from qatfast.config import (
     CalibrationMethod,
     GradientScale,
     QATConfig,
@@ -14,15 +10,19 @@ from qatfast.config import (  # noqa: E402
     TrainableQuantizerWeightsConfig,
     TrainingMethod,
 )
-from qatfast.files import load_model, save_model  # noqa: E402
-from qatfast.model import finalize_model, quantize_model  # noqa: E402
-from qatfast.quantizers import BaseKerasQATTrainableQuantizer  # noqa: E402
-from qatfast.wrapper import KerasTrainableQuantizationWrapper  # noqa: E402
+from qatfast.flow import finalize_model, load_model, quantize_model, save_model
+from qatfast.flow.select import adapter_of_tf_keras
+from qatfast.quantizers import BaseKerasQATTrainableQuantizer
+
+# Of the Keras that tf.keras is. The flow itself uses those of a model's Keras.
+KerasTrainableQuantizationWrapper = adapter_of_tf_keras().wrapper
+KerasActivationQuantizationHolder = adapter_of_tf_keras().holder
 
 __all__ = [
     "BaseKerasQATTrainableQuantizer",
     "CalibrationMethod",
     "GradientScale",
+    "KerasActivationQuantizationHolder",
     "KerasTrainableQuantizationWrapper",
     "QATConfig",
     "TrainableQuantizerActivationConfig",

@@ -52,12 +52,13 @@ class Histogram:
         return ((np.arange(self.BINS) + 0.5) / (self.BINS // 2) - 1.0) * (self.limit or 1.0)
 
 
-def observe(model: tf.keras.Model, points, representative_data) -> list[Histogram]:
+def observe(keras, model, points, representative_data) -> list[Histogram]:
     """Runs the model, in inference mode, on all of the data, under a progress bar.
 
     Args:
+        keras: The model's Keras: a `flow.adapter.KerasAdapter`.
         model: The float model.
-        points: `graph.ActivationPoint`s of the model.
+        points: `flow.placement.ActivationPoint`s of the model.
         representative_data: What `representative_batches` reads.
 
     Returns:
@@ -67,17 +68,17 @@ def observe(model: tf.keras.Model, points, representative_data) -> list[Histogra
         TypeError: What `representative_batches` raises.
         ValueError: That, or a tensor is not finite.
     """
-    observer = tf.keras.Model(model.inputs, [point.tensor for point in points])
+    observer = keras.api.Model(model.inputs, [point.tensor for point in points])
     histograms = [Histogram() for _ in points]
-    batches = representative_batches(representative_data, model)
+    batches = representative_batches(representative_data, model, keras.input_names(model))
     for count, batch in enumerate(tqdm(batches, desc="Calibrating activations", unit="batch")):
-        outputs = tf.nest.flatten(observer.predict_on_batch(batch))
+        outputs = tf.nest.flatten(observer.predict_on_batch(batch if len(batch) > 1 else batch[0]))
         for point, output, histogram in zip(points, outputs, histograms, strict=True):
             values = np.asarray(output, np.float32)  # of half precision in mixed-precision models
             if not (np.isfinite(values.min()) and np.isfinite(values.max())):
                 raise ValueError(
-                    f"quantize_model: the output of layer {point.layer.name!r} must be finite on representative_data, "
-                    f"got NaN or infinity in batch {count}"
+                    f"quantize_model: the output of layer {point.operation.name!r} must be finite on "
+                    f"representative_data, got NaN or infinity in batch {count}"
                 )
             histogram.add(values)
     return histograms

@@ -191,6 +191,9 @@ class QATConfig:
             that LSQ computes with, whatever its variables become.
         float_layers: Names of layers whose kernel and output stay in float.
         quantize_input: Whether the model's inputs are quantized.
+        supports_jit: Whether Keras 3 may compile the quantized model by XLA, which it does on a GPU unless `compile` is
+            told `jit_compile=False`. XLA then compiles the plain formulas of `qatfast.reference`; the native ops run
+            where this is False, in graph mode. Keras 2 compiles by XLA whatever is told `jit_compile=True`.
 
     Raises:
         ValueError: An argument is not what it must be.
@@ -210,6 +213,7 @@ class QATConfig:
     min_threshold: float = MIN_THRESHOLD
     float_layers: Sequence[str] = ()
     quantize_input: bool = True
+    supports_jit: bool = False
 
     def __post_init__(self):
         """Checks every field."""
@@ -222,7 +226,7 @@ class QATConfig:
         for name in ("weight_quantization_method", "activation_quantization_method"):
             if getattr(self, name) not in CALIBRATED_METHODS:
                 _fail(self, name, "QuantizationMethod." + ", ".join(method.name for method in CALIBRATED_METHODS))
-        for name in ("weight_per_channel", "quantize_input"):
+        for name in ("weight_per_channel", "quantize_input", "supports_jit"):
             _check_type(self, name, bool, "a bool")
         for name in ("weight_calibration_method", "activation_calibration_method"):
             _check_type(self, name, CalibrationMethod, "a CalibrationMethod")

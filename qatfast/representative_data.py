@@ -13,7 +13,7 @@ _DATA = "quantize_model: representative_data"
 _BATCH = "quantize_model: a batch of representative_data"
 
 
-def representative_batches(data, model: tf.keras.Model) -> Iterator[list[np.ndarray]]:
+def representative_batches(data, model, input_names: list[str]) -> Iterator[list[np.ndarray]]:
     """Yields batches, one array per input of `model`, from any form of representative data.
 
     Arrays are split into batches of 32. A model of a fixed batch size gets batches of that size, whatever the size of
@@ -29,14 +29,15 @@ def representative_batches(data, model: tf.keras.Model) -> Iterator[list[np.ndar
             A batch is an array, a list of arrays or a dict, as above, or a tuple (x, y) or (x, y, sample_weight) as in
             Keras' `fit`, of which x is taken. An array is what NumPy reads as one: also an eager tensor, or a table.
             Its numbers are cast to the input's type, as `fit` does, if nothing of them gets lost but precision.
-        model: The model that is to read them.
+        model: The model that is to read them, of either Keras.
+        input_names: The names of its inputs, in their order.
 
     Raises:
         TypeError: `data` is none of these, or what should be an array is none, or not of the input's kind of type.
         ValueError: A batch does not fit the model's inputs, or is empty; there is none; a dataset is infinite; numbers
             for an input of integers are not integers of its type; or the model's inputs have different batch sizes.
     """
-    inputs = _Inputs(model)
+    inputs = _Inputs(model, input_names)
     if isinstance(data, Callable):
         data = _called(data)
     if inputs.are_whole(data):
@@ -82,10 +83,10 @@ def _called(function):
 class _Inputs:
     """What a model's inputs take: names, types, shapes of samples, and the batch size if it is fixed, else None."""
 
-    def __init__(self, model):
-        self.names = model.input_names
+    def __init__(self, model, names):
+        self.names = names
         self.keys = sorted(model.input) if isinstance(model.input, dict) else self.names  # as Keras sorts them
-        self.dtypes = [tensor.dtype for tensor in model.inputs]
+        self.dtypes = [tf.as_dtype(tensor.dtype) for tensor in model.inputs]
         self.shapes = [(None, *tensor.shape[1:]) for tensor in model.inputs]
         sizes = [tensor.shape[0] for tensor in model.inputs]
         fixed = set(sizes) - {None}

@@ -9,7 +9,8 @@ import tensorflow as tf
 from models import conv_net, images, layers
 
 import qatfast
-from qatfast.graph import activation_points, all_layers, float_inputs
+from qatfast.flow.graph import all_operations, rebuild
+from qatfast.flow.placement import activation_points, float_inputs
 
 WARNING = "quantize_model: inputs of quantized kernels stay in float"
 # One input per call of a layer with a quantized kernel. Padding with zeros, reshaping and dropout stay on the grid of

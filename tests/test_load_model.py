@@ -14,8 +14,8 @@ import tensorflow as tf
 from models import SAVE_FORMATS, dense_net, layers
 
 import qatfast
-from qatfast.stored_code import find_code
-from qatfast.stored_config import read_configs
+from qatfast.flow.stored_code import find_code
+from qatfast.flow.stored_config import read_configs
 
 ROWS = np.random.default_rng(5).normal(size=(16, 6)).astype(np.float32)
 

@@ -13,9 +13,9 @@ import tensorflow as tf
 from models import SAVE_FORMATS, layers
 
 import qatfast
-from qatfast._keras import keras_module
-from qatfast.stored_code import StoredCodeError, find_code
-from qatfast.wrapper import _Holder
+from qatfast.flow.keras2_symbols import keras_module
+from qatfast.flow.stored_code import StoredCodeError, find_code
+from qatfast.flow.keras2_layers import _Holder
 
 KERAS = layers.Layer.__module__.split(".")[0]
 HOLDER = "KerasActivationQuantizationHolder"

@@ -28,9 +28,10 @@ from qatfast.benchmark.training import (
     variants,
 )
 from qatfast.config import TrainingMethod
-from qatfast.files import load_model
-from qatfast.graph import check_graph_model
-from qatfast.stored_code import StoredCodeError
+from qatfast.flow.files import load_model
+from qatfast.flow.graph import check_graph_model
+from qatfast.flow.select import adapter_of
+from qatfast.flow.stored_code import StoredCodeError
 
 # Of one case, checked and timed: 42 to 63 were measured, over ops, types and directions, on a tensor of 64 MiB.
 BYTES_PER_ELEMENT = 64
@@ -39,9 +40,10 @@ BYTES_PER_ELEMENT = 64
 def bench_model(arguments: argparse.Namespace) -> str:
     """Returns the tables for a model: what is quantized, training steps, and what qatfast gains."""
     model = _load(arguments.model, safe_mode=not arguments.no_safe_mode)
-    check_graph_model("quantize_model", model)
+    keras = adapter_of("quantize_model", model)
+    check_graph_model("quantize_model", keras, model)
     tf.get_logger().setLevel("ERROR")  # it takes the steps of several models for one that is traced several times
-    batch = random_batch(model, arguments.batch, arguments.input_shape)
+    batch = random_batch(keras, model, arguments.batch, arguments.input_shape)
     methods = [TrainingMethod[name] for name in dict.fromkeys(arguments.training)]
     grid = QuantizationMethod[arguments.grid.upper()]
     quantized = quantized_models(
@@ -55,11 +57,11 @@ def bench_model(arguments: argparse.Namespace) -> str:
         weight_per_channel=not arguments.per_tensor,
     )
     wanted = variants(methods) + (variants(methods, xla=True) if arguments.xla else [])
-    steps = checked_steps(model, quantized, batch, wanted)
+    steps = checked_steps(keras, model, quantized, batch, wanted)
     _wait(arguments)
     seconds = time_in_turns(steps, arguments.rounds, SECONDS_PER_STEP)
     measurement = {"case": model.name, "shape": batch[0].shape, "seconds": seconds}
-    inventory = inventory_rows(quantized_tensors(quantized[methods[0]], batch))
+    inventory = inventory_rows(quantized_tensors(keras, quantized[methods[0]], batch))
     tables = [machine(), markdown(inventory), markdown(step_rows([measurement]))]
     return "\n\n".join([*tables, *(_gain(seconds, method) for method in methods)])
 
@@ -114,7 +116,7 @@ def _load(path, safe_mode):
     except StoredCodeError as error:
         raise ValueError(f"--model: {error} (here: --no-safe-mode)") from None
     except Exception as error:  # whatever Keras raises on files of another Keras, or of another kind
-        raise ValueError(f"--model must be a model that tf.keras (Keras 2) loads, got {str(path)!r}: {error}") from None
+        raise ValueError(f"--model must be a model that Keras loads, got {str(path)!r}: {error}") from None
 
 
 def _wait(arguments):

@@ -5,7 +5,8 @@ import math
 from typing import NamedTuple
 
 import tensorflow as tf
-from mct_quantizers import KerasActivationQuantizationHolder, KerasQuantizationWrapper
+
+from qatfast.flow.adapter import KerasAdapter
 
 
 class QuantizedTensor(NamedTuple):
@@ -21,20 +22,19 @@ class QuantizedTensor(NamedTuple):
         return math.prod(self.shape)
 
 
-def quantized_tensors(model: tf.keras.Model, batch: list) -> list[QuantizedTensor]:
+def quantized_tensors(keras: KerasAdapter, model, batch: list) -> list[QuantizedTensor]:
     """The weights and activations that `model`, of `quantize_model`, quantizes in a step on `batch`."""
     tensors, held = [], []
     for layer in model.layers:
-        if isinstance(layer, KerasQuantizationWrapper):
-            for _, weight, quantizer in layer.get_weights_vars():
-                config = quantizer.quantization_config
-                axis = config.weights_channels_axis if config.weights_per_channel_threshold else None
-                tensors.append(QuantizedTensor("weight", tuple(weight.shape), axis))
-        elif isinstance(layer, KerasActivationQuantizationHolder):
+        for weight, quantizer in keras.quantized_weights(layer):
+            config = quantizer.quantization_config
+            axis = config.weights_channels_axis if config.weights_per_channel_threshold else None
+            tensors.append(QuantizedTensor("weight", tuple(weight.shape), axis))
+        if isinstance(layer, keras.holder):
             held.append(layer.output)
     if held:  # traced, not run: the shapes are all that is wanted
         specs = [tf.TensorSpec(array.shape, array.dtype) for array in batch]
-        traced = tf.function(tf.keras.Model(model.inputs, held)).get_concrete_function(specs)
+        traced = tf.function(keras.api.Model(model.inputs, held)).get_concrete_function(specs)
         tensors += [QuantizedTensor("activation", tuple(output.shape), None) for output in traced.outputs]
     return tensors
 

@@ -15,7 +15,8 @@ import tensorflow as tf
 from qatfast.benchmark.implementations import FORMULAS, OURS, STOCK, Implementation, computed_by
 from qatfast.benchmark.memory import check_fits
 from qatfast.config import QATConfig, TrainingMethod
-from qatfast.model import quantize_model
+from qatfast.flow.adapter import KerasAdapter
+from qatfast.flow.quantization import quantize_model
 
 CHECKED_LEARNING_RATE = 1e-3
 BYTES_PER_ELEMENT = 16  # at least, of a batch: float64 noise, the array, and the tensor made of it
@@ -52,6 +53,7 @@ class TrainingStep:
     The loss is the mean square of the model's outputs: it needs no labels, and hardly any time.
 
     Args:
+        keras: The model's Keras.
         model: A Keras model.
         batch: Its inputs.
         implementation: What its quantizers call instead of qatfast's ops; None to leave them alone.
@@ -59,11 +61,16 @@ class TrainingStep:
     """
 
     def __init__(
-        self, model: tf.keras.Model, batch: list, implementation: Implementation | None = None, xla: bool = False
-    ):  # fmt: skip
+        self,
+        keras: KerasAdapter,
+        model,
+        batch: list,
+        implementation: Implementation | None = None,
+        xla: bool = False,
+    ):
         self._batch = [tf.constant(array) for array in batch]
         variables = model.trainable_variables
-        optimizer = tf.keras.optimizers.SGD(0.0)
+        optimizer = keras.api.optimizers.SGD(0.0)
         optimizer.build(variables)
         self._learning_rate = optimizer.learning_rate
 
@@ -98,9 +105,7 @@ class TrainingStep:
         return losses
 
 
-def quantized_models(
-    model: tf.keras.Model, methods: Sequence[TrainingMethod], batch: list, **config
-) -> dict[TrainingMethod, tf.keras.Model]:  # fmt: skip
+def quantized_models(model, methods: Sequence[TrainingMethod], batch: list, **config) -> dict:
     """Quantizes a float model once per method, calibrated on `batch`; `config` are fields of `QATConfig`."""
     return {
         method: quantize_model(
@@ -111,7 +116,7 @@ def quantized_models(
 
 
 def checked_steps(
-    model: tf.keras.Model, quantized: dict[TrainingMethod, tf.keras.Model], batch: list, wanted: Sequence[Variant]
+    keras: KerasAdapter, model, quantized: dict, batch: list, wanted: Sequence[Variant]
 ) -> dict[str, Callable]:  # fmt: skip
     """Returns the steps to time, by name, all traced.
 
@@ -121,7 +126,7 @@ def checked_steps(
     steps, losses = {}, {}
     for variant in wanted:
         trained = model if variant.method is None else quantized[variant.method]
-        step = TrainingStep(trained, batch, variant.implementation, variant.xla)
+        step = TrainingStep(keras, trained, batch, variant.implementation, variant.xla)
         found = step.first_losses()
         first = losses.setdefault(variant.method, found)
         if not np.allclose(found, first, rtol=LOSS_TOLERANCE, atol=0):
@@ -130,10 +135,13 @@ def checked_steps(
     return steps
 
 
-def random_batch(model: tf.keras.Model, batch_size: int, shapes: Sequence[tuple[int, ...]] | None = None) -> list:
+def random_batch(
+    keras: KerasAdapter, model, batch_size: int, shapes: Sequence[tuple[int, ...]] | None = None
+) -> list:  # fmt: skip
     """One array per input: normal noise, or 0 and 1 for an input of integers.
 
     Args:
+        keras: The model's Keras.
         model: The model.
         batch_size: For inputs that leave it open.
         shapes: The inputs' shapes without the batch, in the model's order; None to take the model's own.
@@ -141,25 +149,21 @@ def random_batch(model: tf.keras.Model, batch_size: int, shapes: Sequence[tuple[
     Raises:
         ValueError: A shape is missing, or does not fit the model or in memory; or an input is not of numbers.
     """
-    inputs = model.inputs
+    names, inputs = keras.input_names(model), model.inputs
     if shapes and len(shapes) != len(inputs):
-        raise ValueError(f"there must be one input shape for each of {_names(inputs)}, got {len(shapes)}")
+        raise ValueError(f"there must be one input shape for each of {', '.join(map(repr, names))}, got {len(shapes)}")
     generator, batch = np.random.default_rng(0), []
-    for index, tensor in enumerate(inputs):
-        known = tensor.shape[1:]
+    for index, (name, tensor) in enumerate(zip(names, inputs, strict=True)):
+        known, dtype = tf.TensorShape(tensor.shape)[1:], tf.as_dtype(tensor.dtype)
         shape = tuple(shapes[index]) if shapes else tuple(known)
         if None in shape:
-            raise ValueError(f"the shape of input {_names([tensor])} is open, {shape}: give it, without the batch")
+            raise ValueError(f"the shape of input {name!r} is open, {shape}: give it, without the batch")
         if not known.is_compatible_with(shape):
-            raise ValueError(f"the shape of input {_names([tensor])} must fit {tuple(known)}, got {shape}")
-        if not (tensor.dtype.is_floating or tensor.dtype.is_integer):
-            raise ValueError(f"input {_names([tensor])} must be of real numbers, got {tensor.dtype.name}")
+            raise ValueError(f"the shape of input {name!r} must fit {tuple(known)}, got {shape}")
+        if not (dtype.is_floating or dtype.is_integer):
+            raise ValueError(f"input {name!r} must be of real numbers, got {dtype.name}")
         size = (tensor.shape[0] or batch_size, *shape)
-        check_fits(f"the batch of input {_names([tensor])}", size, math.prod(size), BYTES_PER_ELEMENT)
-        noise = generator.standard_normal(size) if tensor.dtype.is_floating else generator.integers(0, 2, size)
-        batch.append(noise.astype(tensor.dtype.as_numpy_dtype))
+        check_fits(f"the batch of input {name!r}", size, math.prod(size), BYTES_PER_ELEMENT)
+        noise = generator.standard_normal(size) if dtype.is_floating else generator.integers(0, 2, size)
+        batch.append(noise.astype(dtype.as_numpy_dtype))
     return batch
-
-
-def _names(inputs):
-    return ", ".join(repr(tensor.node.layer.name) for tensor in inputs)

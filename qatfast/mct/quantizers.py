@@ -46,6 +46,7 @@ from tensorflow.python.eager import record
 from qatfast import ops
 from qatfast._keras import register_for_saving
 from qatfast.config import GradientScale, TrainingMethod
+from qatfast.flow.keras2_layers import call_through_wrapper_only
 from qatfast.mct.configs import config_from_json, config_to_json, own_config
 from qatfast.mct.trained_kernels import connected_layers, warn_unless_a_kernel_trains
 from qatfast.quantizers import STEActivationQuantizer, STEWeightsQuantizer
@@ -54,7 +55,6 @@ from qatfast.quantizers.range_quantizer import MAX_VARIABLE, MIN_VARIABLE, THRES
 from qatfast.quantizers.ranges import power_of_two_threshold
 from qatfast.quantizers.restoration import restore_under_any_layer_name
 from qatfast.quantizers.serialization import from_json, to_json
-from qatfast.wrapper import call_through_wrapper_only
 
 __all__ = ["QUANTIZERS"]
 

@@ -15,7 +15,13 @@ from qatfast.config import TrainableQuantizerActivationConfig, TrainableQuantize
 from qatfast.quantizers.restoration import restore_under_any_layer_name
 from qatfast.quantizers.serialization import from_json, to_json
 
-__all__ = ["BaseKerasQATTrainableQuantizer", "VariableGroup", "get_quantizer_class", "quantizer_classes"]
+__all__ = [
+    "BaseKerasQATTrainableQuantizer",
+    "VariableGroup",
+    "get_quantizer_class",
+    "is_trainable_quantizer",
+    "quantizer_classes",
+]
 
 _QUANTIZATION_CONFIG = "quantization_config"
 _CLASS = "class"
@@ -188,6 +194,11 @@ class BaseKerasQATTrainableQuantizer(BaseInferableQuantizer, ABC):
                 f"{cls.__name__}: enable_{prefix}_quantization must be True (a tensor that stays in float needs no "
                 f"quantizer), got False"
             )
+
+
+def is_trainable_quantizer(quantizer) -> bool:
+    """Returns whether a quantizer can be converted to an inferable one."""
+    return callable(getattr(quantizer, "convert2inferable", None))
 
 
 def quantizer_classes(base: type = BaseKerasQATTrainableQuantizer) -> list[type]:

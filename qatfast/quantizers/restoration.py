@@ -7,6 +7,8 @@ names, and TensorFlow passes over a variable that it does not find, without a wo
 
 import types
 
+import tensorflow as tf
+
 __all__ = ["restore_under_any_layer_name"]
 
 
@@ -22,6 +24,8 @@ def restore_under_any_layer_name(layer, prefix: str) -> None:
             activation: '<layer name>/out_'.
     """
     mark = prefix[len(layer.name) :]
+    if not isinstance(layer, tf.Module):  # Keras 3, where variables are tracked by their order
+        return
     if not prefix.startswith(f"{layer.name}/") or len(mark) < 2:
         return
 

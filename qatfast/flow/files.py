@@ -6,19 +6,16 @@ import re
 import warnings
 
 import tensorflow as tf
-from mct_quantizers import keras_load_quantized_model
 from mct_quantizers.common.get_all_subclasses import get_all_subclasses
 from mct_quantizers.keras.quantizers import BaseKerasInferableQuantizer
 
-from qatfast._keras import keras_module
-from qatfast.replacement import longest_name, recover, replacing
-from qatfast.stored_code import StoredCodeError, find_code
-from qatfast.stored_config import read_configs, stored_quantizers
-from qatfast.wrapper import quantizer_custom_objects
+from qatfast.flow.replacement import longest_name, recover, replacing
+from qatfast.flow.select import adapter_of, adapter_of_version
+from qatfast.flow.stored_code import StoredCodeError, find_code
+from qatfast.flow.stored_config import read_stored, stored_quantizers
 
 __all__ = ["load_model", "save_model"]
 
-_FILE_SUFFIXES = (".keras", ".h5", ".hdf5")
 _IN_SAVED_MODELS = re.compile(
     r"(saved_model\.pb|keras_metadata\.pb|fingerprint\.pb|debug/saved_model_debug_info\.pb|"
     r"variables/variables\.(index|data-\d+-of-\d+))"
@@ -27,7 +24,7 @@ _IN_SAVED_MODELS = re.compile(
 
 def load_model(
     path: str | os.PathLike, custom_objects: dict | None = None, compile: bool = True, safe_mode: bool = True
-) -> tf.keras.Model:  # fmt: skip
+):  # fmt: skip
     """Loads a QAT model or a finalized model from an .h5 or .keras file or a SavedModel folder.
 
     Quantizers of your own are found if their classes are defined: import their module first.
@@ -58,25 +55,25 @@ def load_model(
     if not tf.io.gfile.exists(path):
         raise FileNotFoundError(f"load_model: path must be a file or a folder that exists, got {path!r}")
     with _naming(path):
-        configs = read_configs(path, compile)
-    objects = {**quantizer_custom_objects(), **(custom_objects or {})}
-    objects.update(_registered_quantizers(path, configs, objects))
-    if safe_mode and (code := find_code(configs, objects)):
+        stored = read_stored(path, compile)
+    keras = adapter_of_version(stored.keras)
+    objects = {**keras.custom_objects(), **(custom_objects or {})}
+    objects.update(_registered_quantizers(keras, path, stored.configs, objects))
+    if safe_mode and (code := find_code(keras, stored.configs, objects)):
         raise StoredCodeError(
             f"load_model: path must be a model without code of its own, got {path!r} with {', '.join(code)}. Nothing "
             "of it was run; safe_mode=False runs it: only if you trust whoever made the file"
         )
-    # The scope is what reaches Keras in all formats; its own argument, which is for .keras files only, yields to it.
-    with _naming(path), keras_module("saving.serialization_lib").SafeModeScope(safe_mode):
-        model = keras_load_quantized_model(path, custom_objects=objects, compile=compile)
-        if compile and model.optimizer is not None and tf.io.gfile.isdir(path):
-            _restore_optimizer(model, path)
+    # Whether `compile` scales the loss is for the model's policy to say, which files do not have.
+    scaling = keras.policy_scope("mixed_float16") if stored.scales_loss else contextlib.nullcontext()
+    with _naming(path), scaling:
+        model = keras.load(path, objects, compile, safe_mode)
     if compile and model.optimizer is not None:
-        _warn_of_unscaled_loss(model)
+        _warn_of_unscaled_loss(keras, model)
     return model
 
 
-def save_model(model: tf.keras.Model, path: str | os.PathLike, overwrite: bool = True, **options) -> None:
+def save_model(model, path: str | os.PathLike, overwrite: bool = True, **options) -> None:
     """Saves a model such that there is a whole one at `path` at every moment, the earlier one or the new.
 
     It is written to a hidden folder beside `path`, '.<name>.<...>.partial', synced to the disk, and then put in its
@@ -88,22 +85,22 @@ def save_model(model: tf.keras.Model, path: str | os.PathLike, overwrite: bool =
 
     Args:
         model: Any Keras model.
-        path: A local file that ends in .keras, .h5 or .hdf5; any other name makes a SavedModel folder, as in Keras.
-            Folders above it are made if need be. A symbolic link stays, and what it leads to is replaced.
+        path: A local file that ends in .keras, .h5 or .hdf5; for a Keras 2 model any other name makes a SavedModel
+            folder, as in Keras. Folders above it are made if need be. A symbolic link stays, and what it leads to is replaced.
         overwrite: Whether to replace what is there.
         **options: As for `tf.keras.Model.save`: `include_optimizer` for .h5 and SavedModel; `signatures`, `options` and
             `save_traces` for SavedModel.
 
     Raises:
         TypeError: `model` is no Keras model.
-        ValueError: `path` is empty, of another machine, as 'gs://...', or has too long a name.
+        ValueError: `path` is empty, of another machine, as 'gs://...', or has too long a name; or the model's Keras
+            would save it in this format such that it does not load again.
         FileExistsError: There is something at `path`, and `overwrite` is False; or a file where a folder is to be, or a
             folder where a file is to be; or a folder that holds files that are not of a SavedModel, or that is the
             current one or one above it. Nothing is written then.
         OSError: It cannot be written there. What Keras raises comes through, too. The earlier model is untouched.
     """
-    if not isinstance(model, tf.keras.Model):
-        raise TypeError(f"save_model: model must be a tf.keras.Model (Keras 2), got {type(model).__name__}")
+    keras = adapter_of("save_model", model)
     path = _as_text("save_model", path)
     if not path or "\0" in path:
         raise ValueError(f"save_model: path must be the name of a file or a folder, got {path!r}")
@@ -115,10 +112,16 @@ def save_model(model: tf.keras.Model, path: str | os.PathLike, overwrite: bool =
         raise FileExistsError(f"save_model: path must not exist with overwrite=False, got {path!r}")
     if (length := len(os.fsencode(os.path.basename(target)))) > (longest := longest_name(target)):
         raise ValueError(f"save_model: path must have a name of at most {longest} bytes, got {length} in {path!r}")
-    if target.endswith(_FILE_SUFFIXES):
+    if target.endswith(keras.file_suffixes):
         _check_file(path, target)
+        keras.check_format(model, os.path.splitext(target)[1])
+    elif keras.saves_folders:
+        _check_folder(keras, path, target)
     else:
-        _check_folder(path, target)
+        raise ValueError(
+            f"save_model: path must end in one of {', '.join(keras.file_suffixes)} for a {keras.name} model, got "
+            f"{path!r}; model.export(path) makes a SavedModel, for inference"
+        )
     with replacing(target) as partial:
         model.save(partial, **options)
 
@@ -132,13 +135,13 @@ def _check_file(path, target):
         )
 
 
-def _check_folder(path, target):
+def _check_folder(keras, path, target):
     """Raises if a SavedModel cannot take the place of what is at `target`, or something would be lost by that."""
     if not os.path.isdir(target):
         if os.path.lexists(target):
             raise FileExistsError(
-                f"save_model: path must end in one of {', '.join(_FILE_SUFFIXES)} to replace a file, as any other name "
-                f"makes a folder, got {path!r}"
+                f"save_model: path must end in one of {', '.join(keras.file_suffixes)} to replace a file, as any "
+                f"other name makes a folder, got {path!r}"
             )
         return
     with contextlib.suppress(FileNotFoundError):  # where the current folder is no more
@@ -189,10 +192,10 @@ def _naming(path):
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         cause = " ".join(str(error).split())
         cause = cause if len(cause) <= 500 else f"{cause[:500]}..."
-        raise ValueError(f"load_model: path must be a model that Keras 2 saved, got {path!r}: {kind}{cause}") from error
+        raise ValueError(f"load_model: path must be a model that Keras saved, got {path!r}: {kind}{cause}") from error
 
 
-def _registered_quantizers(path, configs, objects):
+def _registered_quantizers(keras, path, configs, objects):
     """The classes of all quantizers in a file, by the names that Keras registered them under.
 
     Keras itself takes a quantizer that it does not find for its name, or in a SavedModel for a layer without a class.
@@ -200,7 +203,7 @@ def _registered_quantizers(path, configs, objects):
     known = {cls.__name__: cls for cls in get_all_subclasses(BaseKerasInferableQuantizer)} | objects
     found, missing = {}, []
     for class_name, registered_name, full_name in stored_quantizers(configs):
-        classes = (tf.keras.utils.get_registered_object(name, known) for name in (registered_name, class_name))
+        classes = (keras.registered(name, known) for name in (registered_name, class_name))
         cls = next(filter(None, classes), None)
         if cls is None:
             missing.append(full_name)
@@ -215,21 +218,13 @@ def _registered_quantizers(path, configs, objects):
     return found
 
 
-def _restore_optimizer(model, path):
-    """Restores the optimizer's state from a SavedModel: Keras creates the optimizer's variables too late to do so."""
-    if hasattr(model.optimizer, "build"):
-        model.optimizer.build(model.trainable_variables)
-    model.load_weights(os.path.join(path, "variables", "variables")).expect_partial()
-
-
-def _warn_of_unscaled_loss(model):
+def _warn_of_unscaled_loss(keras, model):
     half = [
         layer.name for layer in model.layers if layer.dtype_policy.name == "mixed_float16" and layer.trainable_weights
     ]
-    if half and not isinstance(model.optimizer, tf.keras.mixed_precision.LossScaleOptimizer):
+    if half and not keras.scales_loss(model.optimizer):
         warnings.warn(
             f"load_model: the optimizer of {model.name!r} does not scale the loss, although layers {half} compute in "
-            "float16. If it did when it was saved, load it under tf.keras.mixed_precision.set_global_policy"
-            "('mixed_float16').",
+            "float16. If it did when it was saved, load it under the global policy mixed_float16.",
             stacklevel=3,
         )

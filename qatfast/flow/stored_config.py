@@ -4,6 +4,7 @@ Keras has three formats: a .keras file is a zip archive with a config.json; an H
 a SavedModel folder has one config per layer in keras_metadata.pb.
 """
 
+import io
 import json
 import os
 import zipfile
@@ -14,11 +15,20 @@ import h5py
 import tensorflow as tf
 from mct_quantizers.common.constants import ACTIVATION_HOLDER_QUANTIZER, WEIGHTS_QUANTIZERS
 
-from qatfast._keras import keras_module
+from qatfast.flow.select import adapter_of_version
 
-__all__ = ["StoredQuantizer", "read_configs", "stored_objects", "stored_quantizers"]
+__all__ = ["StoredModel", "StoredQuantizer", "read_stored", "stored_objects", "stored_quantizers"]
 
-_OTHER_KERAS = "a model of Keras {version}: qatfast is for Keras 2 (tf.keras with the package tf-keras)"
+
+class StoredModel(NamedTuple):
+    """What a file or folder holds of a model: the Keras that saved it, 2 or 3, and its configs as JSON data.
+
+    `scales_loss` is whether there is the state of an optimizer that scales the loss, as far as the format tells.
+    """
+
+    keras: int
+    configs: list
+    scales_loss: bool = False
 
 
 class StoredQuantizer(NamedTuple):
@@ -29,21 +39,21 @@ class StoredQuantizer(NamedTuple):
     full_name: str
 
 
-def read_configs(path: str, compile: bool = True) -> list:
-    """Returns the configs in a file or folder: JSON data.
+def read_stored(path: str, compile: bool = True) -> StoredModel:
+    """Returns what there is in a file or folder, and makes nothing of it.
 
     Args:
         path: The file or folder.
         compile: Whether to include how the models were compiled, with the loss and the optimizer.
 
     Raises:
-        ValueError: It is no model that Keras 2 saved. The message says what it is instead, and goes after the path.
+        ValueError: It is no model that Keras saved. The message says what it is instead, and goes after the path.
     """
-    configs, compilation = _read_saved_model(path) if tf.io.gfile.isdir(path) else _read_file(path)
+    stored, compilation = _read_saved_model(path) if tf.io.gfile.isdir(path) else _read_file(path)
     if not compile:  # that key alone: elsewhere Keras makes use of the other format's whatever it is told
-        for config in filter(lambda item: isinstance(item, dict), configs):
+        for config in filter(lambda item: isinstance(item, dict), stored.configs):
             config.pop(compilation, None)
-    return configs
+    return stored
 
 
 def stored_objects(configs: list) -> Iterator[tuple[dict, str]]:
@@ -75,7 +85,7 @@ def stored_quantizers(configs: list) -> list[StoredQuantizer]:
 
 
 def _read_file(path):
-    """(configs, the key in them of how a model was compiled)."""
+    """(the StoredModel, the key in its configs of how a model was compiled)."""
     # TensorFlow's files may be of another machine, but cannot be told to seek before their start, as zipfile does.
     with open(path, "rb") if os.path.exists(path) else tf.io.gfile.GFile(path, "rb") as file:
         if not file.read(1):
@@ -93,9 +103,10 @@ def _read_archive(file):
             names = archive.namelist()
             if "config.json" not in names:
                 raise ValueError(f"a zip archive without config.json, with {names[:5]}")
-            if "metadata.json" in names:
-                _check_version(json.loads(archive.read("metadata.json")).get("keras_version"))
-            return [json.loads(archive.read("config.json"))], "compile_config"
+            metadata = json.loads(archive.read("metadata.json")) if "metadata.json" in names else {}
+            config = json.loads(archive.read("config.json"))
+            scales_loss = _scales_loss(archive) if "model.weights.h5" in names else False
+            return StoredModel(_keras_of(metadata.get("keras_version")), [config], scales_loss), "compile_config"
     except (zipfile.BadZipFile, AttributeError) as error:
         raise ValueError(f"a damaged zip archive ({error})") from error
 
@@ -103,7 +114,7 @@ def _read_archive(file):
 def _read_hdf5(file):
     try:
         with h5py.File(file, "r") as group:
-            _check_version(group.attrs.get("keras_version"))
+            keras = _keras_of(group.attrs.get("keras_version"))
             stored = {key: group.attrs[key] for key in ("model_config", "training_config") if key in group.attrs}
             if "model_config" not in stored:
                 raise ValueError("an HDF5 file without a model's config: of weights alone (save_weights), or of others")
@@ -113,13 +124,14 @@ def _read_hdf5(file):
         ) from error
     # The training's under its name, as in a SavedModel.
     model, *training = (json.loads(text) for text in stored.values())
-    return [model, *({"training_config": config} for config in training)], "training_config"
+    configs = [model, *({"training_config": config} for config in training)]
+    return StoredModel(keras, configs), "training_config"
 
 
 def _read_saved_model(path):
     if not any(tf.io.gfile.exists(os.path.join(path, f"saved_model.{suffix}")) for suffix in ("pb", "pbtxt")):
         raise ValueError("a folder without saved_model.pb: no SavedModel")
-    stored = keras_module("saving.legacy.saved_model.load").saved_metadata_pb2.SavedMetadata()
+    stored = adapter_of_version(2).saved_metadata()
     metadata_path = os.path.join(path, "keras_metadata.pb")
     if tf.io.gfile.exists(metadata_path):
         with tf.io.gfile.GFile(metadata_path, "rb") as file:
@@ -130,14 +142,20 @@ def _read_saved_model(path):
         texts = [node.user_object.metadata for node in graph.nodes if node.user_object.metadata]
     if not texts:
         raise ValueError("a SavedModel without metadata of Keras: not saved as a Keras model")
-    return [json.loads(text) for text in texts], "training_config"
+    return StoredModel(2, [json.loads(text) for text in texts]), "training_config"
 
 
-def _check_version(version: Any) -> None:
+def _scales_loss(archive):
+    """Whether there are the weights of an optimizer in another, which is what scaling the loss takes."""
+    with h5py.File(io.BytesIO(archive.read("model.weights.h5")), "r") as weights:
+        return any("inner_optimizer" in name for name in weights.get("optimizer", ()))
+
+
+def _keras_of(version: Any) -> int:
+    """2 or 3: tf-keras, which is Keras 2, counts as TensorFlow does, from 2.16."""
     version = version.decode() if isinstance(version, bytes) else version
-    # tf-keras counts as TensorFlow does, from 2.16.
-    if isinstance(version, str) and version.split(".")[0].isdigit() and int(version.split(".")[0]) >= 3:
-        raise ValueError(_OTHER_KERAS.format(version=version))
+    major = version.split(".")[0] if isinstance(version, str) else ""
+    return 3 if major.isdigit() and int(major) >= 3 else 2
 
 
 def _first_line(error):

@@ -1,50 +1,28 @@
-"""From a float Keras model to one that trains quantized, and from that to one to deploy."""
+"""From a float Keras model to one that trains quantized."""
 
 import warnings
 
 import numpy as np
 import tensorflow as tf
-from mct_quantizers import KerasActivationQuantizationHolder, KerasQuantizationWrapper, QuantizationTarget
+from mct_quantizers import QuantizationTarget
 from tqdm import tqdm
 
 from qatfast.calibration import activation_params, observe, weight_params
 from qatfast.config import QATConfig, TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
-from qatfast.graph import (
-    activation_points,
-    all_layers,
-    check_graph_model,
-    clone_layer,
-    float_inputs,
-    function_name,
-    rebuild,
-)
+from qatfast.flow.graph import all_operations, check_graph_model, rebuild
+from qatfast.flow.operations import KERNEL_KINDS, find_kernel, kind
+from qatfast.flow.placement import activation_points, float_inputs
+from qatfast.flow.select import adapter_of
 from qatfast.quantizers.base import get_quantizer_class
-from qatfast.wrapper import (
-    KerasTrainableQuantizationWrapper,
-    float32_config,
-    inferable_holder,
-    inferable_wrapper,
-    is_trainable_quantizer,
-    round_as_trained,
-)
 
-__all__ = ["finalize_model", "quantize_model"]
+__all__ = ["quantize_model"]
 
-# The kernel's attribute and channel axis. Conv2DTranspose is a Conv2D, so the order matters.
-_KERNELS = (
-    (tf.keras.layers.Conv2DTranspose, "kernel", 2),
-    (tf.keras.layers.DepthwiseConv2D, "depthwise_kernel", 2),
-    (tf.keras.layers.Conv2D, "kernel", 3),
-    (tf.keras.layers.Dense, "kernel", 1),
-)
 # The policy under which a holder neither casts what it reads nor makes half-precision variables.
 _MIXED_POLICIES = {"float16": "mixed_float16", "bfloat16": "mixed_bfloat16"}
 _DEFAULT_CONFIG = QATConfig()
 
 
-def quantize_model(
-    model: tf.keras.Model, representative_data, config: QATConfig = _DEFAULT_CONFIG
-) -> tf.keras.Model:  # fmt: skip
+def quantize_model(model, representative_data, config: QATConfig = _DEFAULT_CONFIG):
     """Returns a model that computes with quantized kernels and activations, ready to compile and train.
 
     Kernels of Conv2D, DepthwiseConv2D, Conv2DTranspose and Dense layers are wrapped; other layers stay as they are,
@@ -81,91 +59,35 @@ def quantize_model(
     """
     if not isinstance(config, QATConfig):
         raise TypeError(f"quantize_model: config must be a QATConfig, got {type(config).__name__}")
-    check_graph_model("quantize_model", model)
-    _check_not_quantized(model)
-    float_model = rebuild(model)
-    _check_float_layers(float_model, config)
-    kernels = {id(layer): kernel for layer in float_model.layers if (kernel := _find_kernel(layer, config))}
-    _check_kernels(float_model, kernels)
+    keras = adapter_of("quantize_model", model)
+    check_graph_model("quantize_model", keras, model)
+    _check_not_quantized(keras, model)
+    float_model = rebuild(keras, model)
+    _check_float_layers(keras, float_model, config)
+    kernels = {
+        id(operation): kernel
+        for operation in keras.operations(float_model)
+        if operation.name not in config.float_layers and (kernel := find_kernel(keras, operation))
+    }
+    _check_kernels(keras, float_model, kernels)
     _warn_of_float_weights(float_model, kernels, config)
-    points = activation_points(float_model, config.quantize_input, config.float_layers)
-    _warn_of_float_inputs(float_model, kernels, points, config)
+    points = activation_points(keras, float_model, config.quantize_input, config.float_layers)
+    _warn_of_float_inputs(keras, float_model, kernels, points, config)
 
     quantizers = {}
     for layer in tqdm(float_model.layers, desc="Calibrating kernels", unit="layer"):
         if id(layer) in kernels:
             quantizers[id(layer)] = _weights_quantizer(layer, *kernels[id(layer)], config)
-    holders = _activation_holders(float_model, points, representative_data, config)
+    holders = _activation_holders(keras, float_model, points, representative_data, config)
 
-    def wrap(layer, name):
-        clone = clone_layer(layer, name)
-        if id(layer) not in kernels:
+    def wrap(operation, name):
+        clone = keras.clone(operation, name)
+        if id(operation) not in kernels:
             return clone
-        attribute, _ = kernels[id(layer)]
-        return KerasTrainableQuantizationWrapper(
-            clone, {attribute: quantizers[id(layer)]}, name=name, trainable=layer.trainable
-        )
+        quantized = {kernels[id(operation)].path: quantizers[id(operation)]}
+        return keras.wrapper(clone, quantized, name=name, trainable=operation.trainable, **keras.jit(config))
 
-    return rebuild(float_model, wrap, holders)
-
-
-def finalize_model(qat_model: tf.keras.Model) -> tf.keras.Model:
-    """Returns the model to deploy: the same outputs, computed by mct-quantizers' inferable quantizers only.
-
-    Nothing of qatfast is left in it: it loads with `mct_quantizers.keras_load_quantized_model`.
-
-    STE quantizers export what they trained, bit for bit. LSQ quantizers export the grid that they trained on, but
-    mct-quantizers rounds by another formula: an activation next to the middle of two numbers of the grid may go to the
-    other one. A kernel's element in that place is exported as the number that training makes of it, so that kernels
-    are quantized as in training.
-
-    The exported model computes in float32, whatever policies the layers trained under: mct-quantizers' quantizers take
-    nothing else. Its quantized kernels are training's but for the rounding to a half type, and so are the grids of its
-    activations; what layers compute differs by the precision of that type. Outputs of half types become float32.
-
-    Args:
-        qat_model: A model from `quantize_model` or `load_model`, or a Functional or Sequential model of your own with
-            trainable quantizers. It stays as it is, ready to go on training.
-
-    Returns:
-        A Functional model of the same inputs, outputs and names, not compiled and not trainable.
-
-    Raises:
-        TypeError: `qat_model` is no Keras model.
-        ValueError: It is subclassed or not built, or has no trainable quantizer; or a quantizer cannot be exported
-            such that it computes what it trained.
-    """
-    check_graph_model("finalize_model", qat_model)
-    found = False
-    wrappers = []
-
-    def convert(layer, name):
-        nonlocal found
-        if isinstance(layer, KerasQuantizationWrapper):
-            found |= any(map(is_trainable_quantizer, layer.weights_quantizers.values()))
-            wrappers.append((layer, inferable_wrapper(layer, name)))
-            return wrappers[-1][1]
-        if isinstance(layer, KerasActivationQuantizationHolder):
-            found |= is_trainable_quantizer(layer.activation_holder_quantizer)
-            return inferable_holder(layer, name)
-        return type(layer).from_config({**float32_config(layer), "name": name})
-
-    finalized = rebuild(qat_model, convert, dtype_policy="float32")
-    if not found:
-        raise ValueError(
-            f"finalize_model: qat_model must have trainable quantizers, got {qat_model.name!r} without any"
-        )
-    for trained, exported in wrappers:  # after `rebuild` has copied the weights
-        round_as_trained(trained, exported)
-    finalized.trainable = False
-    return finalized
-
-
-def _find_kernel(layer, config):
-    """(attribute, channel axis) of the layer's kernel to quantize, or None."""
-    if layer.name in config.float_layers:
-        return None
-    return next(((attribute, axis) for kind, attribute, axis in _KERNELS if isinstance(layer, kind)), None)
+    return rebuild(keras, float_model, wrap, holders)
 
 
 def _weights_quantizer(layer, attribute, channel_axis, config):
@@ -186,13 +108,13 @@ def _weights_quantizer(layer, attribute, channel_axis, config):
     return quantizer_class(quantization_config, **(config.weight_quantizer_params_override or {}))
 
 
-def _activation_holders(model, points, representative_data, config):
+def _activation_holders(keras, model, points, representative_data, config):
     """Maps id(tensor) to the holder of every activation of `model` to quantize."""
     if not points:
         return {}
     method = config.activation_quantization_method
     quantizer_class = get_quantizer_class(QuantizationTarget.Activation, method, config.activation_training_method)
-    histograms = observe(model, points, representative_data)
+    histograms = observe(keras, model, points, representative_data)
     holders = {}
     for point, histogram in zip(points, histograms, strict=True):
         quantization_config = TrainableQuantizerActivationConfig(
@@ -203,24 +125,26 @@ def _activation_holders(model, points, representative_data, config):
             min_threshold=config.min_threshold,
         )
         quantizer = quantizer_class(quantization_config, **(config.activation_quantizer_params_override or {}))
-        dtype = point.tensor.dtype.name
-        holders[id(point.tensor)] = KerasActivationQuantizationHolder(
-            quantizer, name=point.holder_name, dtype=_MIXED_POLICIES.get(dtype, dtype)
+        dtype = tf.as_dtype(point.tensor.dtype).name
+        holders[id(point.tensor)] = keras.holder(
+            quantizer, name=point.holder_name, dtype=_MIXED_POLICIES.get(dtype, dtype), **keras.jit(config)
         )
     return holders
 
 
-def _check_not_quantized(model):
-    quantized = (KerasQuantizationWrapper, KerasActivationQuantizationHolder)
-    names = [layer.name for layer in all_layers(model) if isinstance(layer, quantized)]
+def _check_not_quantized(keras, model):
+    operations = list(all_operations(keras, model))
+    names = [operation.name for operation in operations if keras.is_quantized(operation)]
     if names:
         raise ValueError(
             f"quantize_model: model must be a float model, got {model.name!r} with quantized layers {names}"
         )
+    for operation in operations:
+        keras.check_is_float(operation)
 
 
-def _check_float_layers(model, config):
-    names = [layer.name for layer in model.layers]
+def _check_float_layers(keras, model, config):
+    names = [operation.name for operation in keras.operations(model)]
     unknown = [name for name in config.float_layers if name not in names]
     if unknown:
         raise ValueError(f"quantize_model: float_layers must name layers of the model, {names}, got {unknown}")
@@ -232,7 +156,7 @@ def _warn_of_float_weights(model, kernels, config):
         for layer in model.layers
         if id(layer) not in kernels
         and layer.name not in config.float_layers
-        and any(weight.shape.rank >= 2 for weight in layer.trainable_weights)
+        and any(len(weight.shape) >= 2 for weight in layer.trainable_weights)
     ]
     if left:
         warnings.warn(
@@ -242,17 +166,17 @@ def _warn_of_float_weights(model, kernels, config):
         )
 
 
-def _warn_of_float_inputs(model, kernels, points, config):
+def _warn_of_float_inputs(keras, model, kernels, points, config):
     layers = [layer for layer in model.layers if id(layer) in kernels]
     readers, count = {}, 0  # names by what makes their input
-    for reader, maker in float_inputs(model, layers, points):
-        is_input = isinstance(maker, tf.keras.layers.InputLayer)
+    for reader, maker in float_inputs(keras, model, layers, points):
+        is_input = isinstance(maker, keras.layers.InputLayer)
         if maker.name in config.float_layers or (is_input and not config.quantize_input):
             continue  # meant
-        readers.setdefault(_kind(maker), {})[reader.name] = None
+        readers.setdefault(kind(keras, maker), {})[reader.name] = None
         count += 1
     if count:
-        named = "; ".join(f"{kind} makes those of {', '.join(names)}" for kind, names in readers.items())
+        named = "; ".join(f"{made_by} makes those of {', '.join(names)}" for made_by, names in readers.items())
         warnings.warn(
             f"quantize_model: inputs of quantized kernels stay in float ({count}): {named}. Training needs no change; "
             "hardware that computes in integers would have to compute the layers that read them in float.",
@@ -260,22 +184,12 @@ def _warn_of_float_inputs(model, kernels, points, config):
         )
 
 
-def _kind(layer):
-    """What a layer is, for a sentence about what it makes."""
-    if isinstance(layer, tf.keras.layers.InputLayer):
-        return f"an input of {layer.output.dtype.name}"
-    if function_name(layer) is not None:
-        return f"tf.{function_name(layer)}"
-    is_linear = getattr(layer, "activation", None) is tf.keras.activations.linear
-    return f"linear {type(layer).__name__}" if is_linear else type(layer).__name__
-
-
-def _check_kernels(model, kernels):
+def _check_kernels(keras, model, kernels):
     if not kernels:
-        kinds = ", ".join(kind.__name__ for kind, _, _ in _KERNELS)
+        kinds = ", ".join(KERNEL_KINDS)
         raise ValueError(
             f"quantize_model: nothing gets quantized: model must have a layer of {kinds} outside float_layers, got "
-            f"{model.name!r} with layers {[layer.name for layer in model.layers]}"
+            f"{model.name!r} with layers {[operation.name for operation in keras.operations(model)]}"
         )
     layers = [layer for layer in model.layers if id(layer) in kernels]
     if not any(layer.trainable for layer in layers):

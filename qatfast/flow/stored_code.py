@@ -11,51 +11,38 @@ import sys
 
 import tensorflow as tf
 
-from qatfast._keras import keras_module
-from qatfast.stored_config import stored_objects
+from qatfast.flow.adapter import KerasAdapter
+from qatfast.flow.stored_config import stored_objects
 
-__all__ = ["StoredCodeError", "find_code", "is_operation"]
+__all__ = ["StoredCodeError", "find_code"]
 
-_TENSORS = (tf.Tensor, tf.RaggedTensor, tf.SparseTensor, tf.IndexedSlices)
-# TensorFlow marks with this what takes tensors of Keras, and so can become a layer.
-_DISPATCHED = "_tf_fallback_dispatchers"
-_WRITES_FILES = (tf.io.write_file, tf.print)
-# The packages whose classes with a `from_config` are made to be parts of models.
-_PACKAGES = (tf.keras.layers.Layer.__module__.split(".")[0], "tensorflow", "mct_quantizers", "qatfast")
+# Beside Keras' own, the packages whose classes with a `from_config` are made to be parts of models.
+_PACKAGES = ("tensorflow", "mct_quantizers", "qatfast")
+# Layers of Keras 3 that read code, or graphs, from another file.
+_FOREIGN_LAYERS = ("TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer")
 
 
 class StoredCodeError(ValueError):
     """A file holds code, which is not to be run."""
 
 
-def find_code(configs: list, objects: dict | None = None) -> list[str]:
+def find_code(keras: KerasAdapter, configs: list, objects: dict | None = None) -> list[str]:
     """Returns what there is of code in stored configs, in words, in no order; nothing if there is none.
 
     Args:
-        configs: JSON data, as `read_configs` returns it.
+        keras: The Keras that is to make a model of them.
+        configs: JSON data, as `read_stored` returns it.
         objects: Classes and functions by name that the model may be made of, as Keras' `custom_objects`; besides those
             that are registered with Keras, and Keras' own.
     """
     found = {}
     for value, layer in stored_objects(configs):
-        findings = (_lambda(value), _lambda_module(value), _object(value, objects or {}), *_layer_functions(value))
-        for finding in filter(None, findings):
+        findings = (_lambda(value), _lambda_module(value), _foreign_layer(value), _object(keras, value, objects or {}))
+        config = value.get("config")
+        called = keras.stored_functions(config) if isinstance(config, dict) else ()
+        for finding in filter(None, (*findings, *called)):
             found[f"{finding} in layer {layer!r}" if layer else finding] = None
     return list(found)
-
-
-def is_operation(symbol: str) -> bool:
-    """Returns whether a name, as a layer stores it ('nn.relu'), is that of an operation on tensors, or of nothing."""
-    function = _symbol(symbol)
-    return function is None or _is_operation(function)
-
-
-def _symbol(name):
-    return keras_module("layers.core.tf_op_layer").get_symbol_from_name(name)
-
-
-def _is_operation(function):
-    return hasattr(function, _DISPATCHED) and function not in _WRITES_FILES
 
 
 def _lambda(value):
@@ -78,7 +65,11 @@ def _lambda_module(value):
     return None
 
 
-def _object(value, objects):
+def _foreign_layer(value):
+    return f"a {value['class_name']}, which loads another file," if value.get("class_name") in _FOREIGN_LAYERS else None
+
+
+def _object(keras, value, objects):
     """A class or function of some module that is not known to be a part of models; or a module not imported yet."""
     module, kind = value.get("module"), value.get("class_name")
     if "class_name" not in value or not module or not isinstance(module, str):
@@ -89,33 +80,28 @@ def _object(value, objects):
     words = f"{module} ({name}), which is neither a part of Keras' models nor registered nor in custom_objects,"
     if not all(isinstance(item, str) for item in (name, registered)) or (is_function and "." in name):
         return words
-    if tf.keras.utils.get_registered_object(name if is_function else registered, objects) is not None:
+    if keras.registered(name if is_function else registered, objects) is not None:
         return None
     try:  # Keras looks for either name
-        items = [_look_up(module, key, is_function) for key in (name, registered)]
+        items = [_look_up(keras, module, key, is_function) for key in (name, registered)]
     except KeyError:  # to import it would run it
         return words
-    return None if all(item is None or _is_part_of_models(item, objects) for item in items) else words
+    return None if all(item is None or _is_part_of_models(keras, item, objects) for item in items) else words
 
 
-def _look_up(module, name, is_function):
+def _look_up(keras, module, name, is_function):
     """What Keras finds under a name in a module; None if nothing.
 
     Raises:
         KeyError: Keras would import the module.
     """
-    if _root(module) in ("keras", "tf_keras"):
-        public = f"{module}.{name}"
-        found = _symbol(f"compat.v1.{public}" if "__internal__.legacy" in public else public)
-        if found is not None:
-            return found
+    found = keras.public_symbol(module, name)
+    if found is not None:
+        return found
     if module == "builtins":  # so Keras says of functions, its own and others
-        names = keras_module("saving.serialization_lib").BUILTIN_MODULES if is_function else ()
-        found = next(filter(None, (_symbol(f"keras.{part}.{name}") for part in names)), None)
+        found = keras.builtin_function(name) if is_function else None
         return found if found is not None else getattr(builtins, name, None)
-    # Keras takes its package's earlier name for the present one.
-    is_renamed = module.startswith("keras") and _PACKAGES[0] == "tf_keras"
-    contents = getattr(sys.modules[f"tf_{module}" if is_renamed else module], "__dict__", {})
+    contents = getattr(sys.modules[keras.present_name(module)], "__dict__", {})
     found = contents.get(name)
     if found is None and "." in name:  # a class in a class; what is in another thing is not looked for
         outer, _, inner = name.partition(".")
@@ -124,29 +110,14 @@ def _look_up(module, name, is_function):
     return found
 
 
-def _is_part_of_models(item, objects):
-    if any(item is known for known in (*objects.values(), *tf.keras.utils.get_custom_objects().values())):
+def _is_part_of_models(keras, item, objects):
+    if any(item is known for known in (*objects.values(), *keras.registered_objects().values())):
         return True
     if not isinstance(item, type):
-        return _is_operation(item)
-    return _root(item.__module__) in _PACKAGES and (hasattr(item, "from_config") or issubclass(item, tf.TypeSpec))
+        return keras.is_operation(item)
+    is_known = _root(item.__module__) in (keras.package, *_PACKAGES)
+    return is_known and (hasattr(item, "from_config") or issubclass(item, tf.TypeSpec))
 
 
 def _root(module):
     return module.split(".")[0]
-
-
-def _layer_functions(value):
-    """What a layer calls that is no operation on tensors, whatever the layer's class is said to be."""
-    config = value.get("config")
-    if not isinstance(config, dict):
-        return
-    function, symbol = config.get("function"), config.get("cls_symbol")
-    if isinstance(function, str) and not is_operation(function):
-        yield f"tf.{function}"
-    if isinstance(symbol, str):
-        cls = _symbol(symbol)
-        if cls is not None and not (isinstance(cls, type) and issubclass(cls, _TENSORS)):
-            yield f"tf.{symbol}"
-    if "node_def" in config:  # Keras itself has not written one since TensorFlow 2.4
-        yield "an operation of TensorFlow's graphs"

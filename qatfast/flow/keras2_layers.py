@@ -1,4 +1,4 @@
-"""The Keras layers that quantizers train in, and their conversion to layers of mct-quantizers alone."""
+"""The Keras 2 layers that quantizers train in, and their conversion to layers of mct-quantizers alone."""
 
 import inspect
 
@@ -8,18 +8,16 @@ from mct_quantizers.common.base_inferable_quantizer import BaseInferableQuantize
 from mct_quantizers.common.constants import ACTIVATION_HOLDER_QUANTIZER
 
 from qatfast._keras import register_for_saving
-from qatfast.quantizers.base import quantizer_classes
-from qatfast.stored_code import is_operation
+from qatfast.flow.float32 import float32_config
+from qatfast.flow.keras2_symbols import is_operation_name
+from qatfast.quantizers.base import is_trainable_quantizer, quantizer_classes
 
 __all__ = [
     "KerasTrainableQuantizationWrapper",
     "call_through_wrapper_only",
     "copy_weights",
-    "float32_config",
     "inferable_holder",
     "inferable_wrapper",
-    "is_trainable_quantizer",
-    "quantizer_custom_objects",
     "round_as_trained",
 ]
 
@@ -50,7 +48,10 @@ class KerasTrainableQuantizationWrapper(KerasQuantizationWrapper):
     @classmethod
     def from_config(cls, config):
         """Returns the wrapper that `get_config` described; quantizer classes need no registration."""
-        with tf.keras.utils.custom_object_scope(quantizer_custom_objects()):
+        names = {
+            name: cls for cls in quantizer_classes() for name in (cls.__name__, tf.keras.utils.get_registered_name(cls))
+        }
+        with tf.keras.utils.custom_object_scope(names):
             return super().from_config(config)
 
     def build(self, input_shape):
@@ -81,7 +82,7 @@ class _Holder:
         if ACTIVATION_HOLDER_QUANTIZER in config:
             return KerasActivationQuantizationHolder.from_config(config)
         # MCT's exporter makes functions of holders, but leaves the name there that the holder was registered under.
-        if not is_operation(str(config.get("function"))):
+        if not is_operation_name(str(config.get("function"))):
             raise ValueError(
                 f"{KerasActivationQuantizationHolder.__name__}: function must be an operation on tensors, got "
                 f"{config['function']!r}"
@@ -96,20 +97,6 @@ for _name, _layer in (
     (KerasQuantizationWrapper.__name__, KerasQuantizationWrapper),
 ):
     tf.keras.utils.get_custom_objects().setdefault(_name, _layer)
-
-
-def quantizer_custom_objects() -> dict[str, type]:
-    """Returns the trainable quantizers and their wrapper by all their names, as Keras' `custom_objects`.
-
-    Of several classes of one name it is the newest.
-    """
-    classes = [*quantizer_classes(), KerasTrainableQuantizationWrapper]
-    return {name: cls for cls in classes for name in (cls.__name__, tf.keras.utils.get_registered_name(cls))}
-
-
-def is_trainable_quantizer(quantizer) -> bool:
-    """Returns whether a quantizer can be converted to an inferable one."""
-    return callable(getattr(quantizer, "convert2inferable", None))
 
 
 def inferable_wrapper(wrapper: KerasQuantizationWrapper, name: str) -> KerasQuantizationWrapper:
@@ -167,28 +154,6 @@ def round_as_trained(source: KerasQuantizationWrapper, target: KerasQuantization
         trained = tf.cast(quantizer(tf.cast(weight, source.compute_dtype), **arguments), tf.float32)
         helps = tf.abs(exported(trained) - trained) < tf.abs(exported(variable) - trained)
         variable.assign(tf.where(helps, trained, variable))
-
-
-def float32_config(layer: tf.keras.layers.Layer) -> dict:
-    """Returns the config of a layer, and of the layers in it, with float32 for every other floating-point policy."""
-    return _with_float32_policies(layer.get_config())
-
-
-def _with_float32_policies(value):
-    if isinstance(value, dict):
-        return {
-            key: "float32" if key == "dtype" and _is_other_policy(item) else _with_float32_policies(item)
-            for key, item in value.items()
-        }
-    if isinstance(value, (list, tuple)):  # Keras turns the lists of a layer's attributes into a subclass
-        items = map(_with_float32_policies, value)
-        return list(items) if isinstance(value, list) else tuple(items)
-    return value
-
-
-def _is_other_policy(dtype):
-    name = dtype.get("config", {}).get("name") if isinstance(dtype, dict) else dtype  # a mixed policy is a dict
-    return name in ("mixed_float16", "mixed_bfloat16", "float16", "bfloat16", "float64")
 
 
 def copy_weights(source: tf.keras.layers.Layer, target: tf.keras.layers.Layer) -> None:

@@ -1,0 +1,186 @@
+"""Keras 3 as the flow uses it."""
+
+import contextlib
+import sys
+
+import keras
+from keras.src.quantizers.quantizers import FakeQuantWithMinMaxVars  # its public function drops the arguments
+from keras.src.saving.serialization_lib import BUILTIN_MODULES
+from mct_quantizers.keras.quantizers import ActivationUniformInferableQuantizer
+
+from qatfast.flow.adapter import Call, KerasAdapter
+from qatfast.flow.float32 import float32_config
+from qatfast.flow.graph import all_operations
+from qatfast.flow.keras3_layers import (
+    KerasActivationQuantizationHolder,
+    KerasTrainableQuantizationWrapper,
+    call_quantizer,
+    check_plain_weights,
+    find_variable,
+)
+from qatfast.quantizers.base import is_trainable_quantizer
+
+__all__ = ["KERAS_3"]
+
+# Where Keras keeps the functions that models are made of: any other may do anything, as `keras.utils.get_file` does.
+_MODULES_OF_FUNCTIONS = tuple(f"keras.src.{module}." for module in (*BUILTIN_MODULES, "ops"))
+
+
+class _Keras3(KerasAdapter):
+    name = "Keras 3"
+    api = keras
+    package = "keras"
+    wrapper = KerasTrainableQuantizationWrapper
+    holder = KerasActivationQuantizationHolder
+    depthwise_kernel = "kernel"
+    file_suffixes = (".keras", ".h5", ".hdf5")
+    saves_folders = False
+
+    def is_graph_model(self, model):
+        is_built_sequential = isinstance(model, keras.Sequential) and model.built and model._functional is not None
+        return isinstance(model, keras.Function) or is_built_sequential
+
+    def calls(self, model):
+        by_depth = _functional(model)._nodes_by_depth
+        for depth in sorted(by_depth, reverse=True):
+            for node in by_depth[depth]:
+                if not node.is_input:
+                    yield Call(node.operation, (node.arguments.args, node.arguments.kwargs), node.outputs)
+
+    def producer(self, tensor):
+        return tensor._keras_history.operation
+
+    def operations(self, model):
+        return _functional(model).operations
+
+    def function_name(self, operation):
+        return None if isinstance(operation, keras.layers.Layer) else type(operation).__name__
+
+    def described_function(self, name):
+        return f"the operation {name}"
+
+    def input_names(self, model):
+        return [self.producer(tensor).name for tensor in model.inputs]
+
+    def clone(self, operation, name, config=None):
+        config = operation.get_config() if config is None else config
+        if not isinstance(operation, keras.layers.Layer):  # whose constructors take no name
+            new = type(operation).from_config({key: value for key, value in config.items() if key != "name"})
+            new.name = name
+            return new
+        new = type(operation).from_config({**config, "name": name})
+        if operation.built and not new.built:
+            new.build_from_config(operation.get_build_config())
+        return new
+
+    def copy_weights(self, source, target):
+        if not isinstance(source, keras.layers.Layer) or isinstance(source, self.holder):
+            return  # all variables of a holder are its quantizer's
+        for value, variable in zip(self._unwrapped(source).weights, self._unwrapped(target).weights, strict=True):
+            variable.assign(value)
+
+    @contextlib.contextmanager
+    def policy_scope(self, policy):
+        previous = keras.config.dtype_policy()
+        keras.config.set_dtype_policy(policy)
+        try:
+            yield
+        finally:
+            keras.config.set_dtype_policy(previous)
+
+    def is_quantized(self, operation):
+        return isinstance(operation, (self.wrapper, self.holder))
+
+    def quantizers(self, operation):
+        if isinstance(operation, self.wrapper):
+            return list(operation.weights_quantizers.values())
+        return [operation.activation_holder_quantizer] if isinstance(operation, self.holder) else []
+
+    def quantized_weights(self, operation):
+        if not isinstance(operation, self.wrapper):
+            return []
+        items = operation.weights_quantizers.items()
+        return [(find_variable(operation.layer, path), quantizer) for path, quantizer in items]
+
+    def check_is_float(self, operation):
+        if isinstance(operation, keras.layers.Layer):
+            check_plain_weights(operation)
+
+    def jit(self, config):
+        return {"supports_jit": config.supports_jit}
+
+    def finalized(self, operation, name):
+        if isinstance(operation, self.holder):
+            return _fake_quant(operation, name)
+        layer = self._unwrapped(operation)
+        config = float32_config(layer) if isinstance(layer, keras.layers.Layer) else layer.get_config()
+        return self.clone(layer, name, config)
+
+    def finish(self, operation, finalized):
+        for path, quantizer in operation.weights_quantizers.items():
+            weight = find_variable(operation.layer, path)
+            value = call_quantizer(quantizer, keras.ops.cast(weight, operation.compute_dtype), training=False)
+            value = keras.ops.cast(value, "float32")
+            if operation.compute_dtype not in ("float32", "float64") and is_trainable_quantizer(quantizer):
+                value = quantizer.convert2inferable()(value)  # on the grid, which a half type rounds
+            find_variable(finalized, path).assign(value)
+
+    def load(self, path, objects, compile, safe_mode):
+        return keras.saving.load_model(path, custom_objects=objects, compile=compile, safe_mode=safe_mode)
+
+    def check_format(self, model, suffix):
+        operations = all_operations(self, model) if self.is_graph_model(model) else ()
+        names = [operation.name for operation in operations if not isinstance(operation, keras.layers.Layer)]
+        if names and suffix != ".keras":
+            raise ValueError(
+                f"save_model: path must end in .keras for a model with operations that are no layers, which Keras 3 "
+                f"does not load from {suffix} files, got {model.name!r} with {', '.join(names[:5])}"
+            )
+
+    def scales_loss(self, optimizer):
+        return isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+
+    def registered(self, name, objects):
+        return keras.saving.get_registered_object(name, objects)
+
+    def registered_name(self, cls):
+        return keras.saving.get_registered_name(cls)
+
+    def registered_objects(self):
+        return keras.saving.get_custom_objects()
+
+    def public_symbol(self, module, name):
+        found = sys.modules.get(module) if module.split(".")[0] == "keras" else None
+        return getattr(found, name, None)
+
+    def builtin_function(self, name):
+        return next(filter(None, (getattr(getattr(keras, module), name, None) for module in BUILTIN_MODULES)), None)
+
+    def is_operation(self, function):
+        return getattr(function, "__module__", "").startswith(_MODULES_OF_FUNCTIONS)
+
+    def _unwrapped(self, layer):
+        return layer.layer if isinstance(layer, self.wrapper) else layer
+
+
+KERAS_3 = _Keras3()
+
+
+def _functional(model):
+    """A model's graph: a Sequential keeps its own to itself."""
+    return model if isinstance(model, keras.Function) else model._functional
+
+
+def _fake_quant(holder, name):
+    """Keras' own operation that computes as a holder's quantizer does, as a function of a tensor."""
+    quantizer = holder.activation_holder_quantizer
+    inferable = quantizer.convert2inferable() if is_trainable_quantizer(quantizer) else quantizer
+    if not isinstance(inferable, ActivationUniformInferableQuantizer):
+        raise ValueError(
+            f"finalize_model: the quantizer of {holder.name!r} must be exported as one of mct-quantizers' with evenly "
+            f"spaced numbers, got {type(inferable).__name__}"
+        )
+    operation = FakeQuantWithMinMaxVars(num_bits=inferable.num_bits)
+    operation.name = name
+    lower, upper = (float(value[0]) for value in (inferable.min_range, inferable.max_range))
+    return lambda x: operation.symbolic_call(x, lower, upper)
