@@ -4,6 +4,7 @@ One model per training method goes through MCT's init, with the default target p
 our quantizers in. So both train the same variables, and their losses must agree. Needs MCT, so TensorFlow 2.15.
 """
 
+import functools
 import logging
 
 import pytest
@@ -12,9 +13,13 @@ from cases import MODELS
 from harness import run_in_turns
 
 from qatfast.benchmark.training import LOSS_TOLERANCE, SECONDS_PER_STEP, TrainingStep, random_batch
+from qatfast.flow.select import adapter_of_tf_keras
 
 METHODS = ("STE", "LSQ")
 XLA_TOLERANCE = 0.1  # it rounds convolutions otherwise, which fifty quantized layers make more of
+
+
+_step = functools.partial(TrainingStep, adapter_of_tf_keras())
 
 
 def make_realistic(model, batch):
@@ -45,7 +50,10 @@ def mct_model(model, batch, method):
 
 def traced_steps(model, batch, compiled):
     """Steps in graph mode and, if asked for, compiled by XLA, by what follows the name."""
-    return {"": TrainingStep(model, batch), **({", XLA": TrainingStep(model, batch, xla=True)} if compiled else {})}
+    return {
+        "": _step(model, batch),
+        **({", XLA": _step(model, batch, xla=True)} if compiled else {}),
+    }
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -60,7 +68,7 @@ def test_mct_training_step(benchmark, name, settings):
     build, batch_size = MODELS[name]
     tf.keras.utils.set_random_seed(0)
     model = build()
-    batch = random_batch(model, batch_size)
+    batch = random_batch(adapter_of_tf_keras(), model, batch_size)
     make_realistic(model, batch)
     compiled = not settings.quick
     steps = {f"float{mode}": step for mode, step in traced_steps(model, batch, compiled).items()}

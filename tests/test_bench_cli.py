@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
-from models import conv_net, dense_net, images
+from models import KERAS, conv_net, dense_net, images
 
 import qatfast
 from qatfast.__main__ import main
@@ -290,7 +290,7 @@ def test_inputs_of_integers_get_integers_and_a_fixed_batch_stays():
         tf.keras.Input((5,), batch_size=3, dtype=tf.int32, name="ids"),
         tf.keras.Input((4, 2), batch_size=3, name="x"),
     ]
-    ids, x = random_batch(tf.keras.Model(inputs, [tf.identity(tensor) for tensor in inputs]), 16)
+    ids, x = random_batch(KERAS, tf.keras.Model(inputs, [tf.identity(tensor) for tensor in inputs]), 16)
     assert ids.shape == (3, 5) and ids.dtype == np.int32 and set(np.unique(ids)) <= {0, 1}
     assert x.shape == (3, 4, 2) and x.dtype == np.float32
 

@@ -6,10 +6,10 @@ import warnings
 import numpy as np
 import pytest
 import tensorflow as tf
-from models import conv_net, images, layers
+from models import KERAS, conv_net, images, layers
 
 import qatfast
-from qatfast.flow.graph import all_operations, rebuild
+from qatfast.flow.graph import all_operations
 from qatfast.flow.placement import activation_points, float_inputs
 
 WARNING = "quantize_model: inputs of quantized kernels stay in float"
@@ -47,7 +47,7 @@ def test_every_kernel_of_a_well_known_model_that_reads_float_is_named(name):
     model = getattr(tf.keras.applications, name)(weights=None, input_shape=(32, 32, 3), classes=10)
     count, named = warned(model, None)
     assert count == COUNTS[name]
-    names = {layer.name for layer in all_layers(model)}
+    names = {layer.name for layer in all_operations(KERAS, model)}
     assert all(names.issuperset(readers) for readers in named.values())
     assert {kind: len(readers) for kind, readers in named.items()} == APPLICATIONS[name]
 
@@ -195,10 +195,10 @@ def test_what_only_moves_numbers_leaves_a_kernels_input_on_the_grid(shape, move)
     model = net(move, shape=shape)
     moved = tf.keras.Model(model.input, model.get_layer("head").input)(data, training=False)
     assert set(np.unique(moved)) <= {*values, 0.0}
-    points = activation_points(model, quantize_input=True, float_layers=())
-    assert [point.layer.name for point in points] == ["input"]
-    assert float_inputs(model, [model.get_layer("head")], points) == []
-    ((reader, maker),) = float_inputs(model, [model.get_layer("head")], [])
+    points = activation_points(KERAS, model, quantize_input=True, float_layers=())
+    assert [point.operation.name for point in points] == ["input"]
+    assert float_inputs(KERAS, model, [model.get_layer("head")], points) == []
+    ((reader, maker),) = float_inputs(KERAS, model, [model.get_layer("head")], [])
     assert (reader.name, maker.name) == ("head", "input")  # looked for behind what moves its numbers
 
 

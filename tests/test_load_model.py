@@ -11,11 +11,11 @@ import h5py
 import numpy as np
 import pytest
 import tensorflow as tf
-from models import SAVE_FORMATS, dense_net, layers
+from models import KERAS, SAVE_FORMATS, dense_net, layers
 
 import qatfast
 from qatfast.flow.stored_code import find_code
-from qatfast.flow.stored_config import read_configs
+from qatfast.flow.stored_config import read_stored
 
 ROWS = np.random.default_rng(5).normal(size=(16, 6)).astype(np.float32)
 
@@ -223,7 +223,7 @@ UNSAFE = [
 
 @pytest.mark.parametrize("config", UNSAFE, ids=lambda config: str(config.get("config"))[:40])
 def test_functions_that_are_no_operations_on_tensors_are_found(config):
-    assert len(find_code([{"layers": [{"config": {"layers": [config]}}]}])) == 1
+    assert len(find_code(KERAS, [{"layers": [{"config": {"layers": [config]}}]}])) == 1
 
 
 def test_such_a_function_is_not_called(tmp_path):
@@ -233,7 +233,7 @@ def test_such_a_function_is_not_called(tmp_path):
     model = tf.keras.Model(model.inputs, model.outputs)
     for suffix in (".keras", ".h5"):
         model.save(tmp_path / f"model{suffix}")
-        (config,) = [c for c in read_configs(str(tmp_path / f"model{suffix}")) if "class_name" in c]
+        (config,) = [c for c in read_stored(str(tmp_path / f"model{suffix}")).configs if "class_name" in c]
         config["config"]["layers"].append({**call_of("io.gfile.rmtree", str(victim)), "name": "op"})
         path = tmp_path / f"unsafe{suffix}"
         shutil.copy(tmp_path / f"model{suffix}", path)

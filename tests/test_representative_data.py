@@ -3,10 +3,15 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from models import dense_net, layers
+from models import KERAS, dense_net, layers
 
 import qatfast
 from qatfast.representative_data import representative_batches
+
+
+def batches_of(data, model):
+    return representative_batches(data, model, KERAS.input_names(model))
+
 
 X = np.arange(240, dtype=np.float32).reshape(40, 6)
 
@@ -47,7 +52,7 @@ def generator():
 def test_every_form_of_data_for_one_input_is_read_whole(one_input, data):
     if isinstance(data, dict):
         data = {one_input.input_names[0]: X}
-    batches = list(representative_batches(data, one_input))
+    batches = list(batches_of(data, one_input))
     assert all(len(batch) == 1 for batch in batches)
     np.testing.assert_array_equal(np.concatenate([batch[0] for batch in batches]), X)
 
@@ -64,7 +69,7 @@ def test_every_form_of_data_for_one_input_is_read_whole(one_input, data):
     ids=["list", "dict", "function", "dataset of dicts", "dataset of (x, y)"],
 )
 def test_every_form_of_data_for_two_inputs_is_read_whole(two_inputs, data):
-    batches = list(representative_batches(data, two_inputs))
+    batches = list(batches_of(data, two_inputs))
     np.testing.assert_array_equal(np.concatenate([batch[0] for batch in batches]), X)
     np.testing.assert_array_equal(np.concatenate([batch[1] for batch in batches]), X[:, :2])
 
@@ -81,24 +86,24 @@ def test_every_form_of_data_for_two_inputs_is_read_whole(two_inputs, data):
 )
 def test_data_that_does_not_fit_is_refused(one_input, data, message):
     with pytest.raises(ValueError, match=f"quantize_model: .*{message}"):
-        list(representative_batches(data, one_input))
+        list(batches_of(data, one_input))
 
 
 def test_inputs_of_different_length_are_refused(two_inputs):
     with pytest.raises(ValueError, match="one array per model input"):
-        list(representative_batches([X, X[:3, :2]], two_inputs))
+        list(batches_of([X, X[:3, :2]], two_inputs))
 
 
 def test_data_of_no_known_form_is_refused(one_input):
     with pytest.raises(TypeError, match="representative_data must be an array, .*, got int"):
-        list(representative_batches(3, one_input))
+        list(batches_of(3, one_input))
 
 
 def test_a_dict_goes_by_the_models_keys_as_in_fit():
     a, b = tf.keras.Input((6,), name="first"), tf.keras.Input((2,), name="second")
     model = tf.keras.Model({"v": a, "u": b}, layers.Concatenate()([a, b]))
     for keys in ("vu", ("first", "second")):
-        (batch,) = representative_batches(dict(zip(keys, (X[:8], X[:8, :2]), strict=True)), model)
+        (batch,) = batches_of(dict(zip(keys, (X[:8], X[:8, :2]), strict=True)), model)
         shapes = {tensor.node.layer.name: array.shape for tensor, array in zip(model.inputs, batch, strict=True)}
         assert shapes == {"first": (8, 6), "second": (8, 2)}
 
@@ -127,7 +132,7 @@ def in_batches_of(size):
     ids=["divides", "remainder", "too few", "batches divide", "short last batch", "dataset", "batches of another size"],
 )
 def test_a_model_of_a_fixed_batch_size_gets_full_batches_of_that_size(data, batch_size, rows):
-    batches = list(representative_batches(data, fixed_net(batch_size)))
+    batches = list(batches_of(data, fixed_net(batch_size)))
     second = 20 if isinstance(data, list) and len(data) == 2 else 0  # rows count from the batch of 20 that they are of
     expected = [X[[row + second * (index >= 3) for row in chosen]] for index, chosen in enumerate(rows)]
     assert len(batches) == len(expected)
@@ -147,7 +152,7 @@ def test_a_fixed_batch_size_does_not_change_the_ranges(count):
 def test_one_input_of_a_fixed_batch_size_is_enough():
     a, b = tf.keras.Input((6,), batch_size=25, name="a"), tf.keras.Input((2,), name="b")
     model = tf.keras.Model([a, b], layers.Concatenate()([a, b]))
-    batches = list(representative_batches({"a": X, "b": X[:, :2]}, model))
+    batches = list(batches_of({"a": X, "b": X[:, :2]}, model))
     assert [[array.shape for array in batch] for batch in batches] == [[(25, 6), (25, 2)]] * 2
     np.testing.assert_array_equal(batches[1][1], np.concatenate([X[25:], X[:10]])[:, :2])
 
@@ -261,7 +266,7 @@ BAD = {
 def test_bad_data_is_refused_with_the_argument_the_requirement_and_what_came(one_input, kind):
     data, error, message = BAD[kind]
     with pytest.raises(error, match=f"^quantize_model: .*{message}"):
-        list(representative_batches(data, one_input))
+        list(batches_of(data, one_input))
 
 
 BAD_FOR_TWO_INPUTS = {
@@ -278,7 +283,7 @@ BAD_FOR_TWO_INPUTS = {
 def test_bad_data_for_two_inputs_is_refused(two_inputs, kind):
     data, message = BAD_FOR_TWO_INPUTS[kind]
     with pytest.raises(ValueError, match=f"^quantize_model: .*{message}"):
-        list(representative_batches(data, two_inputs))
+        list(batches_of(data, two_inputs))
 
 
 def identity_of(dtype, shape=(6,)):
@@ -308,7 +313,7 @@ def identity_of(dtype, shape=(6,)):
 def test_a_type_that_an_input_takes_without_loss_is_read(dtype, data):
     if callable(data):
         data = [[data()]]
-    assert sum(len(array) for (array,) in representative_batches(data, identity_of(dtype))) == 40
+    assert sum(len(array) for (array,) in batches_of(data, identity_of(dtype))) == 40
 
 
 @pytest.mark.parametrize(
@@ -326,7 +331,7 @@ def test_a_type_that_an_input_takes_without_loss_is_read(dtype, data):
 )
 def test_numbers_that_a_cast_to_the_inputs_type_would_change_are_refused(dtype, data, error, message):
     with pytest.raises(error, match=f"^quantize_model: a batch of representative_data {message}"):
-        list(representative_batches(data, identity_of(dtype)))
+        list(batches_of(data, identity_of(dtype)))
 
 
 @pytest.mark.parametrize("kind", ["complex", "a generator of empty batches", "a function with arguments"])

@@ -10,14 +10,14 @@ import h5py
 import numpy as np
 import pytest
 import tensorflow as tf
-from models import SAVE_FORMATS, layers
+from models import KERAS, SAVE_FORMATS, layers
 
 import qatfast
+from qatfast.flow.keras2_layers import _Holder
 from qatfast.flow.keras2_symbols import keras_module
 from qatfast.flow.stored_code import StoredCodeError, find_code
-from qatfast.flow.keras2_layers import _Holder
 
-KERAS = layers.Layer.__module__.split(".")[0]
+PACKAGE = layers.Layer.__module__.split(".")[0]
 HOLDER = "KerasActivationQuantizationHolder"
 
 
@@ -44,19 +44,19 @@ def debugging(mark):
     urls = {"tensor_name": {"s": text("n:0")}, "debug_urls": {"list": {"s": [text(f"file://{mark}")]}}}
     node = {"name": "n", "op": "DebugIdentity", "input": ["a"], "attr": {"T": {"type": "DT_FLOAT"}, **urls}}
     config = {"node_def": node, "constants": {}}
-    return {"class_name": "TensorFlowOpLayer", "module": f"{KERAS}.src.engine.base_layer", "config": config}
+    return {"class_name": "TensorFlowOpLayer", "module": f"{PACKAGE}.src.engine.base_layer", "config": config}
 
 
 # What takes the place of a layer in a stored model, and the constant that it is called with, if any.
 MAKE = "io.gfile.makedirs"
-CORE = f"{KERAS}.src.layers.core"
+CORE = f"{PACKAGE}.src.layers.core"
 ATTACKS = {
     "the holder's name": lambda mark: (op(MAKE, class_name=HOLDER, registered_name=HOLDER), str(mark)),
     "another class name": lambda mark: (op(MAKE, class_name="Any", registered_name="TFOpLambda"), str(mark)),
     "a qualified name": lambda mark: (op(MAKE, class_name="tf_op_layer.TFOpLambda", module=CORE), str(mark)),
     "a raw op": lambda mark: (op("raw_ops.WriteFile"), str(mark)),
     "a module of a module": lambda mark: (
-        lambda_layer(class_name="function", module=f"{KERAS}.src.utils.data_utils", config="os.system"),
+        lambda_layer(class_name="function", module=f"{PACKAGE}.src.utils.data_utils", config="os.system"),
         f"touch {mark}",
     ),
     "a function of Keras' utilities": lambda mark: (
@@ -166,14 +166,14 @@ def test_the_holder_refuses_a_function_that_is_no_operation_whoever_loads_it():
     {"class_name": "function", "module": "keras.models", "config": "load_model"},
     {"class_name": "function", "module": "keras.layers", "config": "deserialize"},
     {"class_name": "function", "module": "qatfast", "config": "save_model"},
-    {"class_name": "function", "module": "qatfast.replacement", "config": "replacing"},
-    {"class_name": "Path", "module": "qatfast.files", "config": {}, "registered_name": "os"},
+    {"class_name": "function", "module": "qatfast.flow.replacement", "config": "replacing"},
+    {"class_name": "Path", "module": "qatfast.flow.files", "config": {}, "registered_name": "os"},
     {"class_name": "Random", "module": "random", "config": {}, "registered_name": "Random"},
     {"class_name": "TestCase", "module": "keras_evil", "config": {}, "registered_name": None},
     {"class_name": "__typespec__", "spec_name": "Popen", "module": "subprocess", "config": [], "registered_name": None},
 ], ids=lambda reference: f"{reference['module']} {reference['config'] or reference['class_name']}")  # fmt: skip
 def test_names_that_are_no_part_of_models_are_found(reference):
-    (finding,) = find_code([{"config": {"name": "layer", "activation": reference}}])
+    (finding,) = find_code(KERAS, [{"config": {"name": "layer", "activation": reference}}])
     assert reference["module"] in finding and "'layer'" in finding
 
 
@@ -181,12 +181,12 @@ def test_names_that_are_no_part_of_models_are_found(reference):
     {"class_name": "function", "module": "builtins", "config": "relu", "registered_name": "relu"},
     {"class_name": "function", "module": "builtins", "config": "not_known", "registered_name": "function"},
     {"class_name": "function", "module": "keras.losses", "config": "mean_squared_error"},
-    {"class_name": "Functional", "module": f"{KERAS}.src.engine.functional", "config": {}},
+    {"class_name": "Functional", "module": f"{PACKAGE}.src.engine.functional", "config": {}},
     {"class_name": "L2", "module": "keras.regularizers", "config": {}},
     {"class_name": "Dense", "module": "keras.layers", "config": {"kernel_type": "lambda", "module": "random"}},
 ], ids=lambda config: config["class_name"])  # fmt: skip
 def test_parts_of_models_are_no_code(config):
-    assert find_code([config]) == []
+    assert find_code(KERAS, [config]) == []
 
 
 class MyDense(layers.Dense):

@@ -86,7 +86,8 @@ def save_model(model, path: str | os.PathLike, overwrite: bool = True, **options
     Args:
         model: Any Keras model.
         path: A local file that ends in .keras, .h5 or .hdf5; for a Keras 2 model any other name makes a SavedModel
-            folder, as in Keras. Folders above it are made if need be. A symbolic link stays, and what it leads to is replaced.
+            folder, as in Keras. Folders above it are made if need be. A symbolic link stays, and what it leads to is
+            replaced.
         overwrite: Whether to replace what is there.
         **options: As for `tf.keras.Model.save`: `include_optimizer` for .h5 and SavedModel; `signatures`, `options` and
             `save_traces` for SavedModel.

@@ -127,7 +127,7 @@ class _Keras2(KerasAdapter):
     def registered_objects(self):
         return tf.keras.utils.get_custom_objects()
 
-    def publicsymbol_of(self, module, name):
+    def public_symbol(self, module, name):
         if module.split(".")[0] not in ("keras", "tf_keras"):
             return None
         public = f"{module}.{name}"
