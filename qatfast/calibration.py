@@ -72,7 +72,7 @@ def observe(keras, model, points, representative_data) -> list[Histogram]:
     histograms = [Histogram() for _ in points]
     batches = representative_batches(representative_data, model, keras.input_names(model))
     for count, batch in enumerate(tqdm(batches, desc="Calibrating activations", unit="batch")):
-        outputs = tf.nest.flatten(observer.predict_on_batch(batch if len(batch) > 1 else batch[0]))
+        outputs = tf.nest.flatten(observer.predict_on_batch(batch))
         for point, output, histogram in zip(points, outputs, histograms, strict=True):
             values = np.asarray(output, np.float32)  # of half precision in mixed-precision models
             if not (np.isfinite(values.min()) and np.isfinite(values.max())):
