@@ -23,7 +23,10 @@ import numpy as np
 
 MODELS = ("MobileNetV2", "MobileNetV3Small", "EfficientNetB0", "ResNet50", "DenseNet121", "ConvNeXtTiny")
 SIZE, BATCH, CLASSES = 64, 4, 10
-HEADER = "| model | method | kernels quantized | activations | reloaded | step after reload | finalized | without qatfast | largest output | s |"
+COLUMNS = (
+    "model", "method", "kernels quantized", "activations quantized", "reloaded", "a step after reload", "finalized",
+    "finalized, without qatfast", "largest output", "seconds",
+)  # fmt: skip
 # Stands in for packages that must not be there.
 BLOCK = """
 import sys
@@ -59,10 +62,10 @@ def step(model):
     """Trains one step, the same for the same model wherever it runs, and returns the outputs before and after."""
     import tensorflow as tf
 
-    before = model(batch(2), training=False).numpy()
+    before = model.predict_on_batch(batch(2))
     tf.keras.utils.set_random_seed(7)  # for dropout
     model.train_on_batch(batch(1), np.arange(BATCH) % CLASSES)
-    return before, model(batch(2), training=False).numpy()
+    return before, model.predict_on_batch(batch(2))
 
 
 def in_fresh_process(code, *arguments):
@@ -76,10 +79,13 @@ RELOAD = """
 import sys, numpy as np, qatfast, check_applications
 np.savez(sys.argv[2], *check_applications.step(qatfast.load_model(sys.argv[1])))
 """
-RELOAD_FINAL = BLOCK + """
+RELOAD_FINAL = (
+    BLOCK
+    + """
 import numpy as np, tensorflow as tf, check_applications
-np.savez(sys.argv[2], tf.keras.models.load_model(sys.argv[1])(check_applications.batch(2), training=False).numpy())
+np.savez(sys.argv[2], tf.keras.models.load_model(sys.argv[1]).predict_on_batch(check_applications.batch(2)))
 """
+)
 
 
 def check(name, method, folder):
@@ -108,7 +114,7 @@ def check(name, method, folder):
     with np.load(folder / "reloaded.npz") as reloaded:
         differences = [np.abs(reloaded["arr_0"] - before).max(), np.abs(reloaded["arr_1"] - after).max()]
     final = qatfast.finalize_model(model)
-    differences.append(np.abs(final(batch(2), training=False).numpy() - after).max())
+    differences.append(np.abs(final.predict_on_batch(batch(2)) - after).max())
     qatfast.save_model(final, folder / "final.keras")
     if keras.name == "Keras 3":
         in_fresh_process(RELOAD_FINAL, folder / "final.keras", folder / "final.npz")
@@ -129,7 +135,7 @@ def main():
     import tensorflow as tf
 
     tf.config.experimental.enable_op_determinism()
-    print(HEADER, "|" + " --- |" * (HEADER.count("|") - 1), sep="\n", flush=True)
+    print(f"| {' | '.join(COLUMNS)} |", "|" + " --- |" * len(COLUMNS), sep="\n", flush=True)
     all_exact = True
     for name in arguments.models:
         for method in arguments.methods:

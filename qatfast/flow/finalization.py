@@ -8,18 +8,23 @@ __all__ = ["finalize_model"]
 
 
 def finalize_model(qat_model):
-    """Returns the model to deploy: the same outputs, computed by mct-quantizers' inferable quantizers only.
+    """Returns the model to deploy: it computes the same outputs, and nothing of qatfast is left in it.
 
-    Nothing of qatfast is left in it: it loads with `mct_quantizers.keras_load_quantized_model`.
+    Of a Keras 3 model it has Keras' own layers and operations alone, and loads by `keras.models.load_model` wherever
+    Keras 3 is. Kernels are stored as they were quantized. Activations go through Keras' fake-quant operation; before
+    it, what LSQ trained is divided by its step, rounded and multiplied again, as training rounds it. Where that
+    operation would move the last bits of such numbers, clipping takes its place. In float32 the outputs are training's
+    to the last bit.
 
-    STE quantizers export what they trained, bit for bit. LSQ quantizers export the grid that they trained on, but
+    Of a Keras 2 model it has mct-quantizers' layers, and loads by `mct_quantizers.keras_load_quantized_model`. STE
+    quantizers export what they trained, bit for bit. LSQ quantizers export the grid that they trained on, but
     mct-quantizers rounds by another formula: an activation next to the middle of two numbers of the grid may go to the
     other one. A kernel's element in that place is exported as the number that training makes of it, so that kernels
     are quantized as in training.
 
-    The exported model computes in float32, whatever policies the layers trained under: mct-quantizers' quantizers take
-    nothing else. Its quantized kernels are training's but for the rounding to a half type, and so are the grids of its
-    activations; what layers compute differs by the precision of that type. Outputs of half types become float32.
+    The exported model computes in float32, whatever policies the layers trained under. Its quantized kernels are
+    training's but for the rounding to a half type, and so are the grids of its activations; what layers compute differs
+    by the precision of that type. Outputs of half types become float32.
 
     Args:
         qat_model: A model from `quantize_model` or `load_model`, or a Functional or Sequential model of your own with

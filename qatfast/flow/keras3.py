@@ -4,6 +4,7 @@ import contextlib
 import sys
 
 import keras
+import numpy as np
 from keras.src.quantizers.quantizers import FakeQuantWithMinMaxVars  # its public function drops the arguments
 from keras.src.saving.serialization_lib import BUILTIN_MODULES
 from mct_quantizers.keras.quantizers import ActivationUniformInferableQuantizer
@@ -18,6 +19,7 @@ from qatfast.flow.keras3_layers import (
     check_plain_weights,
     find_variable,
 )
+from qatfast.quantizers import LSQActivationQuantizer
 from qatfast.quantizers.base import is_trainable_quantizer
 
 __all__ = ["KERAS_3"]
@@ -172,7 +174,11 @@ def _functional(model):
 
 
 def _fake_quant(holder, name):
-    """Keras' own operation that computes as a holder's quantizer does, as a function of a tensor."""
+    """Keras' own operations that compute as a holder's quantizer does, as a function of a tensor.
+
+    The last is the fake-quant operation, by which converters find ranges. LSQ's rounding, which is another one, comes
+    before it; where the operation would move numbers of the grid by their last bits, clipping takes its place.
+    """
     quantizer = holder.activation_holder_quantizer
     inferable = quantizer.convert2inferable() if is_trainable_quantizer(quantizer) else quantizer
     if not isinstance(inferable, ActivationUniformInferableQuantizer):
@@ -183,4 +189,32 @@ def _fake_quant(holder, name):
     operation = FakeQuantWithMinMaxVars(num_bits=inferable.num_bits)
     operation.name = name
     lower, upper = (float(value[0]) for value in (inferable.min_range, inferable.max_range))
-    return lambda x: operation.symbolic_call(x, lower, upper)
+
+    def fake_quant(x):
+        return operation.symbolic_call(x, lower, upper)
+
+    if not isinstance(quantizer, LSQActivationQuantizer):
+        return fake_quant
+    grid = quantizer.trained_grid()
+    step, smallest, largest = float(np.float32(grid.step)), float(grid.smallest), float(grid.largest)
+    integers = np.arange(smallest - 1, largest + 2, dtype=np.float32)
+    numbers = np.float32(step) * integers.clip(smallest, largest)
+    keeps_the_grid = np.array_equal(inferable(np.float32(step) * integers), numbers)
+
+    def quantize(x):
+        rounded = keras.ops.round(_divide(x, step))
+        if keeps_the_grid:
+            return fake_quant(keras.ops.multiply(rounded, step))
+        return keras.ops.multiply(keras.ops.clip(rounded, smallest, largest), step)
+
+    return quantize
+
+
+def _divide(x, step):
+    """The float32 quotient x / step to the last bit, in a graph too.
+
+    There TensorFlow's optimizer multiplies by the inverse of a constant. In float64 the product is off by less than
+    2^-51 of itself, and the quotient of two numbers of 24 bits is at least 2^-49 of itself away from the middle of two
+    float32 numbers. So both round to the same one.
+    """
+    return keras.ops.cast(keras.ops.divide(keras.ops.cast(x, "float64"), step), "float32")

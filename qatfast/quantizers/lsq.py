@@ -7,6 +7,7 @@ with is what is exported; the guards, like all arithmetic, are in the one op of 
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -31,7 +32,18 @@ from qatfast.quantizers.range_quantizer import (
 from qatfast.quantizers.ranges import exportable_grid, exportable_threshold
 from qatfast.reference.learned_step import symmetric_grid, uniform_grid
 
-__all__ = ["LSQActivationQuantizer", "LSQWeightsQuantizer"]
+__all__ = ["LSQActivationQuantizer", "LSQWeightsQuantizer", "TrainedGrid"]
+
+
+class TrainedGrid(NamedTuple):
+    """The numbers step * k for the integers k from smallest to largest.
+
+    Training rounds x / step to the nearest of these integers, halves to even.
+    """
+
+    step: np.ndarray
+    smallest: np.ndarray
+    largest: np.ndarray
 
 
 class _LSQQuantizer(RangeQuantizer):
@@ -114,7 +126,14 @@ class _LSQQuantizer(RangeQuantizer):
             values = {name: value * np.float32(math.sqrt(0.5)) for name, value in values.items()}
         return values
 
-    def _exported_range(self):
+    def trained_grid(self) -> TrainedGrid:
+        """Returns the grid that training computes with: float32 and integers, arrays of the variables' shape.
+
+        Raises:
+            KeyError: The layer is not built.
+            ValueError: A variable is not finite.
+            InvalidArgumentError: A variable is so large that training cannot compute with it either.
+        """
         variables = self._read_variables()
         for name, value in variables.items():
             if not np.isfinite(value).all():
@@ -125,16 +144,22 @@ class _LSQQuantizer(RangeQuantizer):
         if self._is_uniform:
             lower, upper = (tf.constant(variables[name]) for name in (MIN_VARIABLE, MAX_VARIABLE))
             grid = uniform_grid(min=lower, max=upper, min_width=floor, exact_zero=True, **shared)
-            lower, upper = exportable_grid(grid.step.numpy(), grid.smallest.numpy(), self._num_bits)
+        else:
+            grid = symmetric_grid(
+                threshold=tf.constant(variables[THRESHOLD_VARIABLE]),
+                signed=self._signed,
+                power_of_two=self._is_power_of_two,
+                min_threshold=floor,
+                **shared,
+            )
+        return TrainedGrid(grid.step.numpy(), np.asarray(grid.smallest), np.asarray(grid.largest))
+
+    def _exported_range(self):
+        grid = self.trained_grid()
+        if self._is_uniform:
+            lower, upper = exportable_grid(grid.step, grid.smallest, self._num_bits)
             return {"min_range": floats(lower), "max_range": floats(upper)}
-        grid = symmetric_grid(
-            threshold=tf.constant(variables[THRESHOLD_VARIABLE]),
-            signed=self._signed,
-            power_of_two=self._is_power_of_two,
-            min_threshold=floor,
-            **shared,
-        )
-        return {"threshold": floats(exportable_threshold(grid.step.numpy(), self._num_bits, self._signed))}
+        return {"threshold": floats(exportable_threshold(grid.step, self._num_bits, self._signed))}
 
     def _grad_scale(self):
         """What the gradient to the step is scaled by; 1 for an activation that was never called."""
