@@ -2,7 +2,9 @@
 
 import contextlib
 import sys
+import warnings
 
+import h5py
 import keras
 import numpy as np
 from keras.src.quantizers.quantizers import FakeQuantWithMinMaxVars  # its public function drops the arguments
@@ -128,7 +130,10 @@ class _Keras3(KerasAdapter):
             find_variable(finalized, path).assign(value)
 
     def load(self, path, objects, compile, safe_mode):
-        return keras.saving.load_model(path, custom_objects=objects, compile=compile, safe_mode=safe_mode)
+        model = keras.saving.load_model(path, custom_objects=objects, compile=compile, safe_mode=safe_mode)
+        if compile and model.optimizer is not None and not path.endswith(".keras"):
+            _restore_optimizer(model, path)
+        return model
 
     def check_format(self, model, suffix):
         operations = all_operations(self, model) if self.is_graph_model(model) else ()
@@ -171,6 +176,24 @@ KERAS_3 = _Keras3()
 def _functional(model):
     """A model's graph: a Sequential keeps its own to itself."""
     return model if isinstance(model, keras.Function) else model._functional
+
+
+def _restore_optimizer(model, path):
+    """Gives a model of an .h5 file a new optimizer with the state in the file.
+
+    The one that Keras made of it was built for no variables at all, so that it has lost its state and cannot train.
+    """
+    optimizer = type(model.optimizer).from_config(model.optimizer.get_config())
+    optimizer.build(model.trainable_variables)
+    with h5py.File(path, "r") as file:
+        group = file.get("optimizer_weights")
+        values = [] if group is None else [group[name][()] for name in group.attrs["weight_names"]]
+    if values and len(values) != len(optimizer.variables):
+        warnings.warn(f"load_model: the state of the optimizer in {path!r} is of another model: it starts anew")
+    else:
+        for variable, value in zip(optimizer.variables, values, strict=False):
+            variable.assign(value)
+    model.optimizer = optimizer
 
 
 def _fake_quant(holder, name):
