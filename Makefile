@@ -2,8 +2,11 @@
 # needs, and installs what is missing.
 #
 # TF is the TensorFlow to build against and run on: make test TF=2.15.1. Each has an environment of its own.
+# KERAS chooses the Keras, for the tests of models: the one that TensorFlow brings, an older Keras 3 (KERAS=3.10), or
+# KERAS=2: Keras 2, and Keras 3 beside it in the same process.
 
 TF ?= 2.21.0
+KERAS ?=
 PYTHON ?= python3
 BENCH ?=
 COMPARE ?=
@@ -13,6 +16,10 @@ VENV := .venv/tf-$(TF)
 LINT := .venv/lint
 DISASSEMBLER := .venv/disassembler
 BIN := $(VENV)/bin
+# Another Keras is a folder in front of the environment.
+OTHER_KERAS := $(if $(KERAS),$(abspath $(VENV))/keras-$(KERAS))
+KERAS_PACKAGE := $(if $(filter 2,$(KERAS)),tf-keras==$(basename $(TF)).*,keras==$(KERAS).*)
+KERAS_TESTS := $(shell grep -lE 'from models|keras|training_runs' tests/test_*.py)
 # Sony's Model Compression Toolkit, which tests compare with, stops at TensorFlow 2.15.
 comma := ,
 EXTRAS := test,bench,demo$(if $(filter 2.15.%,$(TF)),$(comma)mct)
@@ -40,12 +47,18 @@ define module
 	$(CXX) -shared $(3) $(addsuffix .o,$(addprefix $(@D)/,$(notdir $(2)))) -o $@
 endef
 
+ifneq ($(KERAS),)
+export PYTHONPATH := $(OTHER_KERAS)
+endif
+ifeq ($(KERAS),2)
+export TF_USE_LEGACY_KERAS := 1
+endif
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .PHONY: install demo test sanitize fuzz matrix bench lint format cuda-check cuda-report clean
 
-install: $(VENV)/.installed
+install: $(VENV)/.installed $(if $(KERAS),$(OTHER_KERAS)/.installed)
 
 # A build without isolation compiles against the TensorFlow of the environment, so that comes first.
 $(VENV)/.tensorflow:
@@ -57,6 +70,10 @@ $(VENV)/.installed: $(VENV)/.tensorflow $(SOURCES)
 	QATFAST_JOBS=$(JOBS) $(BIN)/pip install --quiet --no-build-isolation ".[$(EXTRAS)]"
 	touch $@
 
+$(OTHER_KERAS)/.installed: $(VENV)/.installed
+	$(BIN)/pip install --quiet --no-deps --target $(@D) "$(KERAS_PACKAGE)"
+	touch $@
+
 demo: install
 	$(BIN)/python examples/mnist_qat.py --output demo_output
 
@@ -64,7 +81,8 @@ $(EMULATION)/_emulated_cuda.so: $(VENV)/.tensorflow $(EMULATED_SOURCES) $(shell 
 	$(call module,$(BIN)/python,$(EMULATED_SOURCES),-Wno-unknown-pragmas -DQATFAST_EMULATED_GPU -I tests/cuda_emulation)
 
 test: install $(if $(CUDA_SOURCES),$(EMULATION)/_emulated_cuda.so)
-	HYPOTHESIS_PROFILE=ci PYTHONPATH=$(EMULATION) $(BIN)/pytest -n $(JOBS) --dist worksteal tests
+	HYPOTHESIS_PROFILE=ci PYTHONPATH=$(EMULATION):$$PYTHONPATH $(BIN)/pytest -n $(JOBS) --dist worksteal \
+		$(if $(KERAS),$(KERAS_TESTS),tests)
 
 $(CORE)/.installed:
 	$(PYTHON) -m venv $(CORE)

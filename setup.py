@@ -82,10 +82,10 @@ def core_extension(tensorflow_version: str, cuda: Cuda) -> Extension:
 
 
 def requirements(tf) -> list[str]:
-    """What the wheel needs at run time: the TensorFlow minor version that it was built for, and Keras 2 for it."""
+    """What the wheel needs at run time: the TensorFlow minor version that it was built for, and what goes with it."""
     minor = ".".join(tf.__version__.split(".")[:2])
-    legacy_keras = [f"tf-keras=={minor}.*"] if tuple(map(int, minor.split("."))) >= (2, 16) else []
-    return [f"tensorflow=={minor}.*", *legacy_keras, "mct-quantizers>=1.6", "numpy", "tqdm"]
+    keras_3 = ["keras>=3.10"] if tuple(map(int, minor.split("."))) >= (2, 16) else []
+    return [f"tensorflow=={minor}.*", *keras_3, "mct-quantizers>=1.6", "numpy", "tqdm"]
 
 
 def kernel_library() -> tuple[str, dict]:

