@@ -40,8 +40,11 @@ class _Keras3(KerasAdapter):
         is_built_sequential = isinstance(model, keras.Sequential) and model.built and model._functional is not None
         return isinstance(model, keras.Function) or is_built_sequential
 
+    def functional(self, model):
+        return model if isinstance(model, keras.Function) else model._functional
+
     def calls(self, model):
-        by_depth = _functional(model)._nodes_by_depth
+        by_depth = self.functional(model)._nodes_by_depth
         for depth in sorted(by_depth, reverse=True):
             for node in by_depth[depth]:
                 if not node.is_input:
@@ -51,7 +54,7 @@ class _Keras3(KerasAdapter):
         return tensor._keras_history.operation
 
     def operations(self, model):
-        return _functional(model).operations
+        return self.functional(model).operations
 
     def function_name(self, operation):
         return None if isinstance(operation, keras.layers.Layer) else type(operation).__name__
@@ -164,11 +167,6 @@ class _Keras3(KerasAdapter):
 
 
 KERAS_3 = _Keras3()
-
-
-def _functional(model):
-    """A model's graph: a Sequential keeps its own to itself."""
-    return model if isinstance(model, keras.Function) else model._functional
 
 
 def _fake_quant(holder, name):
