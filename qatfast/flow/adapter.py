@@ -117,7 +117,7 @@ class KerasAdapter(ABC):
 
     @abstractmethod
     def is_quantized(self, operation) -> bool:
-        """Whether an operation is a wrapper or a holder, of qatfast or of others."""
+        """Whether an operation is a wrapper or a holder, of qatfast or of others, or what `finalized` made of one."""
 
     @abstractmethod
     def quantizers(self, operation) -> list:

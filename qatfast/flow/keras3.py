@@ -79,8 +79,12 @@ class _Keras3(KerasAdapter):
     def copy_weights(self, source, target):
         if not isinstance(source, keras.layers.Layer) or isinstance(source, self.holder):
             return  # all variables of a holder are its quantizer's
-        for value, variable in zip(self._unwrapped(source).weights, self._unwrapped(target).weights, strict=True):
+        source, target = self._unwrapped(source), self._unwrapped(target)
+        for value, variable in zip(source.weights, target.weights, strict=True):
             variable.assign(value)
+        for layer in target._flatten_layers():
+            if hasattr(layer, "finalize_state"):  # Normalization and its like compute with tensors made of weights
+                layer.finalize_state()
 
     @contextlib.contextmanager
     def policy_scope(self, policy):
@@ -92,7 +96,7 @@ class _Keras3(KerasAdapter):
             keras.config.set_dtype_policy(previous)
 
     def is_quantized(self, operation):
-        return isinstance(operation, (self.wrapper, self.holder))
+        return isinstance(operation, (self.wrapper, self.holder, FakeQuantWithMinMaxVars))
 
     def quantizers(self, operation):
         if isinstance(operation, self.wrapper):
