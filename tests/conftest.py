@@ -10,12 +10,24 @@ import tensorflow as tf  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
 import qatfast  # noqa: E402
+from qatfast.flow.select import adapter_of_tf_keras  # noqa: E402
 
 settings.register_profile("default", deadline=None, max_examples=100, suppress_health_check=list(HealthCheck))
 settings.register_profile("ci", parent=settings.get_profile("default"), max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
+# Of tests that are about one Keras: which `tf.keras` they need.
+KERAS_OF_MARKERS = {"keras2_only": "Keras 2", "keras3_only": "Keras 3"}
 BACKENDS = {"native": qatfast.ops, "reference": qatfast.reference}
+
+
+def pytest_collection_modifyitems(items):
+    name = adapter_of_tf_keras().name
+    for item in items:
+        for marker, wanted in KERAS_OF_MARKERS.items():
+            found = item.get_closest_marker(marker)
+            if found and wanted != name:
+                item.add_marker(pytest.mark.skip(reason=f"{wanted} only: {found.kwargs['reason']}"))
 
 
 @pytest.fixture(autouse=True)

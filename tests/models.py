@@ -1,5 +1,6 @@
 """Small models, data and quantizer configurations that tests share."""
 
+import mct_quantizers
 import numpy as np
 import tensorflow as tf
 from mct_quantizers import QuantizationMethod
@@ -11,9 +12,15 @@ from qatfast.flow.select import adapter_of_tf_keras
 
 # The Keras that this test run is about: CONTRIBUTING says how to choose.
 KERAS = adapter_of_tf_keras()
+IS_KERAS_3 = KERAS.name == "Keras 3"
 layers = tf.keras.layers
 METHODS = [QuantizationMethod.SYMMETRIC, QuantizationMethod.POWER_OF_TWO, QuantizationMethod.UNIFORM]
-SAVE_FORMATS = [".h5", ".keras", ""]  # "": a SavedModel folder
+# Ends of the names of files of models that load again; "" is a SavedModel folder.
+SAVE_FORMATS = [".h5", ".keras", *([""] if KERAS.saves_folders else [])]
+# Those that hold operations that are no layers, as `a + b` is in Keras 3, and the quantized activations of its
+# finalized models.
+OPERATION_FORMATS = [".keras"] if IS_KERAS_3 else SAVE_FORMATS
+SUM = "add" if IS_KERAS_3 else "tf.__operators__.add"  # what `conv_net` calls its `a + b`
 
 
 def images(count=8, seed=0):
@@ -29,16 +36,25 @@ def labels(count=8, classes=4):
 def conv_net():
     """Every kind of layer that gets a quantized kernel, a linear layer before BatchNormalization, and `a + b`."""
     tf.keras.utils.set_random_seed(1)
-    tf.keras.backend.reset_uids()  # `a + b` is called tf.__operators__.add, whatever models there were before
     image = tf.keras.Input((8, 8, 3), name="image")
     x = layers.Conv2D(4, 3, padding="same", name="conv")(image)
     x = layers.BatchNormalization(name="norm")(x)
     residual = layers.ReLU(name="relu")(x)
     x = layers.DepthwiseConv2D(3, padding="same", activation="relu", name="depthwise")(residual)
-    x = x + residual
+    x = named_sum(x, residual)
     x = layers.Conv2DTranspose(3, 2, use_bias=False, name="transpose")(x)
     x = layers.Flatten(name="flatten")(x)
     return tf.keras.Model(image, layers.Dense(4, activation="softmax", name="head")(x), name="conv_net")
+
+
+def named_sum(a, b):
+    """`a + b`, whose operation is called SUM whatever models there were before."""
+    if IS_KERAS_3:
+        total = a + b
+        KERAS.producer(total).name = SUM
+        return total
+    tf.keras.backend.reset_uids()
+    return a + b
 
 
 def dense_net():
@@ -78,8 +94,51 @@ def train(model, data=None, targets=None):
 def build(quantizer, shape=None):
     """Gives the quantizer its variables, in a layer that is returned; `shape` is the weight's."""
     layer = layers.Layer()
-    quantizer.initialize_quantization(shape, "kernel", layer)
+    quantizer.initialize_quantization(shape, "kernel", variable_factory(layer))
     return layer
+
+
+def variable_factory(layer):
+    """What a quantizer is given as `layer`."""
+    if IS_KERAS_3:
+        from qatfast.flow.keras3_layers import _VariableFactory
+
+        return _VariableFactory(layer)
+    return layer
+
+
+def variable_names(variables):
+    """The names that Keras gives to variables of a layer that is in no model."""
+    return [variable.name.removesuffix(":0") for variable in variables]
+
+
+def kernel_of(layer):
+    """(variable, quantizer) of the one weight that a wrapper quantizes."""
+    (pair,) = KERAS.quantized_weights(layer)
+    return pair
+
+
+def wrapped(model):
+    """Names of the layers with quantized weights."""
+    return [operation.name for operation in KERAS.operations(model) if KERAS.quantized_weights(operation)]
+
+
+def holders(model):
+    """The layers that quantize activations."""
+    return [operation for operation in KERAS.operations(model) if isinstance(operation, KERAS.holder)]
+
+
+def computed_kernel(layer, attribute="kernel"):
+    """The kernel that a layer computes with, as an array: quantized, whether by a wrapper or when it was exported."""
+    if not KERAS.quantized_weights(layer):
+        return getattr(layer, attribute).numpy()
+    variable, quantizer = kernel_of(layer)
+    return quantizer(tf.convert_to_tensor(variable)).numpy()
+
+
+def load_exported(path):
+    """Loads a finalized model with what it needs: mct-quantizers alone, or in Keras 3 nothing but Keras."""
+    return tf.keras.models.load_model(path) if IS_KERAS_3 else mct_quantizers.keras_load_quantized_model(str(path))
 
 
 def weights_config(method=QuantizationMethod.SYMMETRIC, n_bits=4, axis=None, **params):

@@ -6,8 +6,8 @@ import pickle
 import numpy as np
 import pytest
 import tensorflow as tf
-from mct_quantizers import KerasActivationQuantizationHolder, QuantizationTarget, mark_quantizer
-from models import METHODS, activation_config, conv_net, images, layers, train
+from mct_quantizers import QuantizationTarget, mark_quantizer
+from models import KERAS, METHODS, activation_config, conv_net, images, layers, train
 
 import qatfast
 from qatfast.quantizers import STEActivationQuantizer
@@ -94,7 +94,7 @@ def test_a_copy_has_the_model_s_weights_and_trains_on(how, models):
 
 
 def test_a_layer_is_copied_with_its_own_variables(models):
-    holder = KerasActivationQuantizationHolder(STEActivationQuantizer(activation_config()), name="holder")
+    holder = KERAS.holder(STEActivationQuantizer(activation_config()), name="holder")
     x = np.linspace(-3, 3, 12, dtype=np.float32)
     expected = holder(x)
     twin = copy.deepcopy(holder)
@@ -152,7 +152,7 @@ def test_what_is_written_is_named_as_before(tmp_path):
 def test_weights_that_are_loaded_before_the_layer_is_built_are_restored(tmp_path):
     def build(name, threshold):
         quantizer = STEActivationQuantizer(activation_config(threshold=threshold, is_signed=True))
-        return tf.keras.Sequential([KerasActivationQuantizationHolder(quantizer, name=name), layers.Dense(2)])
+        return tf.keras.Sequential([KERAS.holder(quantizer, name=name), layers.Dense(2)])
 
     source, target = build("before", 1.0), build("after", 7.0)
     expected = source(ROWS)
@@ -178,7 +178,7 @@ def test_a_quantizer_of_one_s_own_is_restored_too(tmp_path):
             raise NotImplementedError
 
     def build(threshold):
-        holder = KerasActivationQuantizationHolder(Clip(activation_config(threshold=threshold)))
+        holder = KERAS.holder(Clip(activation_config(threshold=threshold)))
         return tf.keras.Sequential([tf.keras.Input((6,)), holder])
 
     source, target = build(0.5), build(2.0)

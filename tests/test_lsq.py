@@ -9,8 +9,7 @@ import tensorflow as tf
 from grid import along_axis, assert_same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mct_quantizers import KerasActivationQuantizationHolder
-from models import METHODS, activation_config, build, weights_config
+from models import KERAS, METHODS, activation_config, build, weights_config
 
 from qatfast import GradientScale
 from qatfast.config import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
@@ -307,7 +306,7 @@ def test_a_loaded_inferable_quantizer_equals_the_exported_one():
 @pytest.mark.parametrize("method", METHODS)
 def test_an_activation_quantizer_works_in_the_holder_of_mct_quantizers(method):
     quantizer = LSQActivationQuantizer(activation_config(method))
-    holder = KerasActivationQuantizationHolder(quantizer)
+    holder = KERAS.holder(quantizer)
     x = tf.constant(np.linspace(-2, 2, 41, dtype=np.float32)[:, np.newaxis])
     y = holder(x, training=True)
     assert len(np.unique(y)) <= 16

@@ -1,12 +1,23 @@
 """Models that train with LSQ: that they learn, survive any learning rate, are saved, and export what they trained."""
 
-import mct_quantizers
 import numpy as np
 import pytest
 import tensorflow as tf
-from mct_quantizers import KerasActivationQuantizationHolder, KerasQuantizationWrapper
+from mct_quantizers import KerasQuantizationWrapper
 from mct_quantizers.keras.quantizers import ActivationPOTInferableQuantizer
-from models import METHODS, SAVE_FORMATS, conv_net, dense_net, digits, digits_net, images, train
+from models import (
+    KERAS,
+    METHODS,
+    SAVE_FORMATS,
+    conv_net,
+    dense_net,
+    digits,
+    digits_net,
+    images,
+    kernel_of,
+    load_exported,
+    train,
+)
 
 import qatfast
 from qatfast import GradientScale, TrainingMethod
@@ -37,7 +48,7 @@ def lsq(method, bits=4, **kwargs):
 def quantizers(model):
     """Every quantizer of the model, with the Keras tensor or the kernel that it reads."""
     for layer in model.layers:
-        if isinstance(layer, KerasActivationQuantizationHolder):
+        if isinstance(layer, KERAS.holder):
             yield layer.activation_holder_quantizer, layer.input
         if isinstance(layer, KerasQuantizationWrapper):
             yield from ((quantizer, kernel) for _, kernel, quantizer in layer.get_weights_vars())
@@ -89,7 +100,7 @@ def test_on_real_data_few_activations_export_differently_and_by_a_step_at_most(
 ):
     model, _, _ = learned
     data, _, _ = trained_digits
-    holders = [layer for layer in model.layers if isinstance(layer, KerasActivationQuantizationHolder)]
+    holders = [layer for layer in model.layers if isinstance(layer, KERAS.holder)]
     activations = tf.keras.Model(model.inputs, [holder.input for holder in holders])(data)
     moved, bits_differ, elements = 0, 0, 0
     for holder, x in zip(holders, activations, strict=True):
@@ -117,8 +128,8 @@ def test_kernels_export_as_they_were_quantized(learned):
     model, _, _ = learned
     exported = qatfast.finalize_model(model)
     for name in ("conv_0", "conv_1", "logits"):
-        ((_, kernel, quantizer),) = model.get_layer(name).get_weights_vars()
-        ((_, exported_kernel, inferable),) = exported.get_layer(name).get_weights_vars()
+        kernel, quantizer = kernel_of(model.get_layer(name))
+        exported_kernel, inferable = kernel_of(exported.get_layer(name))
         trained = quantizer(kernel).numpy()
         np.testing.assert_allclose(
             inferable(exported_kernel), trained, rtol=2**-21, atol=2**-21 * np.abs(trained).max()
@@ -133,7 +144,7 @@ def test_a_kernel_of_ties_exports_as_it_was_quantized(method):
     model.get_layer("head").kernel.assign(kernel)
     config = lsq(method, 4, weight_per_channel=False)
     quantized = qatfast.quantize_model(model, ROWS, config)
-    ((_, kernel, quantizer),) = quantized.get_layer("head").get_weights_vars()
+    kernel, quantizer = kernel_of(quantized.get_layer("head"))
     values = [-8.0, 7.0] if method is UNIFORM else [8.0]
     for variable, value in zip(quantizer.quantizer_parameters.values(), values, strict=True):
         variable.assign(value)
@@ -143,7 +154,7 @@ def test_a_kernel_of_ties_exports_as_it_was_quantized(method):
         quantized.get_layer("head").convert_to_inferable_quantizers(),
         qatfast.finalize_model(quantized).get_layer("head"),
     ):
-        ((_, exported_kernel, inferable),) = wrapper.get_weights_vars()
+        exported_kernel, inferable = kernel_of(wrapper)
         np.testing.assert_array_equal(inferable(exported_kernel), trained)
         assert np.any(inferable(tf.convert_to_tensor(kernel)) != trained)  # it needed help
         is_tie = kernel.numpy() != trained
@@ -188,7 +199,7 @@ def test_every_kind_of_layer_trains_and_exports(tmp_path, method, per_channel):
     model = train(qatfast.quantize_model(conv_net(), images(), lsq(method, weight_per_channel=per_channel)))
     exported = qatfast.finalize_model(model)
     exported.save(tmp_path / "exported.keras")
-    loaded = mct_quantizers.keras_load_quantized_model(str(tmp_path / "exported.keras"))
+    loaded = load_exported(tmp_path / "exported.keras")
     assert "qatfast" not in loaded.to_json()
     np.testing.assert_array_equal(loaded(images()), exported(images()))
     # A tie that goes the other way moves the output by what one step of four bits weighs.

@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 from mct_quantizers import QuantizationMethod, QuantizationTarget, mark_quantizer
 from mct_quantizers import keras_quantizers as qi
-from models import SAVE_FORMATS, images, labels, layers, train
+from models import SAVE_FORMATS, images, labels, layers, load_exported, train
 
 import qatfast
 from qatfast import BaseKerasQATTrainableQuantizer
@@ -159,7 +159,7 @@ def test_the_exported_model_has_the_exported_quantizers_only(trained):
 def test_the_exported_model_loads_with_mct_quantizers_alone(trained, tmp_path, suffix):
     finalized = qatfast.finalize_model(trained[0])
     finalized.save(tmp_path / f"exported{suffix}")
-    loaded = mct_quantizers.keras_load_quantized_model(str(tmp_path / f"exported{suffix}"))
+    loaded = load_exported(tmp_path / f"exported{suffix}")
     np.testing.assert_array_equal(predict(loaded), predict(finalized))
 
 

@@ -2,12 +2,23 @@
 
 import contextlib
 
-import mct_quantizers
 import numpy as np
 import pytest
 import tensorflow as tf
-from mct_quantizers import KerasActivationQuantizationHolder, KerasQuantizationWrapper
-from models import METHODS, SAVE_FORMATS, conv_net, dense_net, images, labels, layers, weights_config
+from mct_quantizers import KerasQuantizationWrapper
+from models import (
+    KERAS,
+    METHODS,
+    SAVE_FORMATS,
+    conv_net,
+    dense_net,
+    images,
+    kernel_of,
+    labels,
+    layers,
+    load_exported,
+    weights_config,
+)
 
 import qatfast
 from qatfast import TrainingMethod
@@ -40,7 +51,7 @@ def config(training_method, method=METHODS[0]):
 
 def quantizer_variables(model):
     for layer in model.layers:
-        if isinstance(layer, KerasActivationQuantizationHolder):
+        if isinstance(layer, KERAS.holder):
             yield from layer.activation_holder_quantizer.quantizer_parameters.values()
         if isinstance(layer, KerasQuantizationWrapper):
             for _, _, quantizer in layer.get_weights_vars():
@@ -75,7 +86,7 @@ def test_layers_keep_their_policies_and_holders_the_type_of_what_they_hold(train
         is_input = layer.name.startswith("image")
         assert layer.dtype_policy.name == ("float32" if is_input else policy), layer.name
         assert layer.output.dtype == (tf.float32 if is_input else POLICIES[policy]), layer.name
-        if isinstance(layer, KerasActivationQuantizationHolder):
+        if isinstance(layer, KERAS.holder):
             assert layer.output.dtype == layer.input.dtype
 
 
@@ -113,7 +124,7 @@ def test_it_exports_a_float32_model_for_mct_quantizers_alone(trained, tmp_path):
     exported = qatfast.finalize_model(model)
     assert {layer.dtype_policy.name for layer in exported.layers} == {exported.dtype_policy.name} == {"float32"}
     exported.save(tmp_path / "exported.keras")
-    loaded = mct_quantizers.keras_load_quantized_model(str(tmp_path / "exported.keras"))
+    loaded = load_exported(tmp_path / "exported.keras")
     assert "qatfast" not in loaded.to_json()
     result = loaded(images())
     assert result.dtype == tf.float32
@@ -125,7 +136,7 @@ def test_quantized_kernels_export_as_they_were_but_for_rounding_to_half(trained)
     policy, _, model, _ = trained
     exported = qatfast.finalize_model(model)
     for name in ("conv", "depthwise", "transpose", "head"):
-        ((_, kernel, quantizer),) = model.get_layer(name).get_weights_vars()
+        kernel, quantizer = kernel_of(model.get_layer(name))
         quantized = next(iter(exported.get_layer(name).get_quantized_weights().values()))
         expected = quantizer(tf.cast(kernel, POLICIES[policy]))
         np.testing.assert_array_equal(tf.cast(quantized, POLICIES[policy]), expected)

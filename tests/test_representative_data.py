@@ -10,7 +10,7 @@ from qatfast.representative_data import representative_batches
 
 
 def batches_of(data, model):
-    return representative_batches(data, model, KERAS.input_names(model))
+    return representative_batches(data, KERAS.functional(model), KERAS.input_names(model))
 
 
 X = np.arange(240, dtype=np.float32).reshape(40, 6)
@@ -51,7 +51,7 @@ def generator():
 )
 def test_every_form_of_data_for_one_input_is_read_whole(one_input, data):
     if isinstance(data, dict):
-        data = {one_input.input_names[0]: X}
+        data = {KERAS.input_names(one_input)[0]: X}
     batches = list(batches_of(data, one_input))
     assert all(len(batch) == 1 for batch in batches)
     np.testing.assert_array_equal(np.concatenate([batch[0] for batch in batches]), X)
@@ -99,12 +99,13 @@ def test_data_of_no_known_form_is_refused(one_input):
         list(batches_of(3, one_input))
 
 
+@pytest.mark.filterwarnings("ignore:When providing `inputs` as a dict")  # Keras 3 would rather have one name
 def test_a_dict_goes_by_the_models_keys_as_in_fit():
     a, b = tf.keras.Input((6,), name="first"), tf.keras.Input((2,), name="second")
     model = tf.keras.Model({"v": a, "u": b}, layers.Concatenate()([a, b]))
     for keys in ("vu", ("first", "second")):
         (batch,) = batches_of(dict(zip(keys, (X[:8], X[:8, :2]), strict=True)), model)
-        shapes = {tensor.node.layer.name: array.shape for tensor, array in zip(model.inputs, batch, strict=True)}
+        shapes = {KERAS.producer(tensor).name: array.shape for tensor, array in zip(model.inputs, batch, strict=True)}
         assert shapes == {"first": (8, 6), "second": (8, 2)}
 
 
@@ -288,7 +289,7 @@ def test_bad_data_for_two_inputs_is_refused(two_inputs, kind):
 
 def identity_of(dtype, shape=(6,)):
     inputs = tf.keras.Input(shape, dtype=dtype)
-    return tf.keras.Model(inputs, tf.identity(inputs))
+    return tf.keras.Model(inputs, inputs)
 
 
 @pytest.mark.parametrize(
@@ -319,7 +320,7 @@ def test_a_type_that_an_input_takes_without_loss_is_read(dtype, data):
 @pytest.mark.parametrize(
     ("dtype", "data", "error", "message"),
     [
-        ("uint8", X / 255, ValueError, r"must be of uint8 for input 'input_\d+', got float32 from 0.0 to 0.9\d*"),
+        ("uint8", X / 255, ValueError, r"must be of uint8 for input '\w+', got float32 from 0.0 to 0.9\d*"),
         ("uint8", X + 100, ValueError, "must be of uint8 .*, got float32 from 100.0 to 339.0"),
         ("uint8", X.astype(np.int8) - 1, ValueError, "must be of uint8 .*, got int8 from -128 to 127"),
         ("int32", X * np.float32(np.nan), ValueError, "must be of int32 .*, got float32 from nan to nan"),

@@ -15,7 +15,7 @@ import tensorflow as tf
 from models import SAVE_FORMATS, dense_net, layers, train
 
 import qatfast
-from qatfast import replacement
+from qatfast.flow import replacement
 
 ROWS = np.random.default_rng(5).normal(size=(16, 6)).astype(np.float32)
 

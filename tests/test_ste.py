@@ -7,8 +7,8 @@ import pytest
 import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
-from mct_quantizers import KerasActivationQuantizationHolder, QuantizationMethod
-from models import METHODS, activation_config, build, weights_config
+from mct_quantizers import QuantizationMethod
+from models import KERAS, METHODS, activation_config, build, weights_config
 
 from qatfast.config import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
 from qatfast.quantizers import STEActivationQuantizer, STEWeightsQuantizer, VariableGroup
@@ -177,7 +177,7 @@ def test_a_quantizer_is_one_op_per_call(monkeypatch):
 @pytest.mark.parametrize("method", METHODS)
 def test_an_activation_quantizer_works_in_the_holder_of_mct_quantizers(method):
     quantizer = STEActivationQuantizer(activation_config(method))
-    holder = KerasActivationQuantizationHolder(quantizer)
+    holder = KERAS.holder(quantizer)
     x = tf.constant(np.linspace(-2, 2, 41, dtype=np.float32))
     y = holder(x, training=True)
     assert len(np.unique(y)) <= 16

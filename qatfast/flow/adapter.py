@@ -69,6 +69,10 @@ class KerasAdapter(ABC):
     def is_graph_model(self, model) -> bool:
         """Whether a model is Functional, or a Sequential that is built."""
 
+    def functional(self, model):
+        """The Functional model that is a model's graph: itself, or what a Sequential keeps."""
+        return model
+
     @abstractmethod
     def calls(self, model) -> Iterator[Call]:
         """Yields the calls in a model's graph, each after those whose outputs it reads; inputs are no calls.
@@ -113,7 +117,7 @@ class KerasAdapter(ABC):
 
     @abstractmethod
     def is_quantized(self, operation) -> bool:
-        """Whether an operation is a wrapper or a holder, of qatfast or of others."""
+        """Whether an operation is a wrapper or a holder, of qatfast or of others, or what `finalized` made of one."""
 
     @abstractmethod
     def quantizers(self, operation) -> list:

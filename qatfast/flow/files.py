@@ -68,7 +68,7 @@ def load_model(
     scaling = keras.policy_scope("mixed_float16") if stored.scales_loss else contextlib.nullcontext()
     with _naming(path), scaling:
         model = keras.load(path, objects, compile, safe_mode)
-    if compile and model.optimizer is not None:
+    if compile and getattr(model, "optimizer", None) is not None:  # which Keras 3 has of compiled models only
         _warn_of_unscaled_loss(keras, model)
     return model
 

@@ -88,8 +88,9 @@ def rebuild(
         rebuilding.record(tensor, new.output)
     rebuilding.walk(model, training=None)
     find = rebuilding.tensors.__getitem__
-    inputs = tf.nest.map_structure(lambda tensor: find(id(tensor)), model.input)
-    outputs = tf.nest.map_structure(lambda tensor: find(id(tensor)), model.output)
+    functional = keras.functional(model)
+    inputs = tf.nest.map_structure(lambda tensor: find(id(tensor)), functional.input)
+    outputs = tf.nest.map_structure(lambda tensor: find(id(tensor)), functional.output)
     with keras.policy_scope(dtype_policy or model.dtype_policy):  # which a Functional model takes
         rebuilt = keras.api.Model(inputs, outputs, name=model.name)
     for old, new in rebuilding.replacements.values():

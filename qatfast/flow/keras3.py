@@ -44,8 +44,11 @@ class _Keras3(KerasAdapter):
         is_built_sequential = isinstance(model, keras.Sequential) and model.built and model._functional is not None
         return isinstance(model, keras.Function) or is_built_sequential
 
+    def functional(self, model):
+        return model if isinstance(model, keras.Function) else model._functional
+
     def calls(self, model):
-        by_depth = _functional(model)._nodes_by_depth
+        by_depth = self.functional(model)._nodes_by_depth
         for depth in sorted(by_depth, reverse=True):
             for node in by_depth[depth]:
                 if not node.is_input:
@@ -55,7 +58,7 @@ class _Keras3(KerasAdapter):
         return tensor._keras_history.operation
 
     def operations(self, model):
-        return _functional(model).operations
+        return self.functional(model).operations
 
     def function_name(self, operation):
         return None if isinstance(operation, keras.layers.Layer) else type(operation).__name__
@@ -80,8 +83,12 @@ class _Keras3(KerasAdapter):
     def copy_weights(self, source, target):
         if not isinstance(source, keras.layers.Layer) or isinstance(source, self.holder):
             return  # all variables of a holder are its quantizer's
-        for value, variable in zip(self._unwrapped(source).weights, self._unwrapped(target).weights, strict=True):
+        source, target = self._unwrapped(source), self._unwrapped(target)
+        for value, variable in zip(source.weights, target.weights, strict=True):
             variable.assign(value)
+        for layer in target._flatten_layers():
+            if hasattr(layer, "finalize_state"):  # Normalization and its like compute with tensors made of weights
+                layer.finalize_state()
 
     @contextlib.contextmanager
     def policy_scope(self, policy):
@@ -93,7 +100,7 @@ class _Keras3(KerasAdapter):
             keras.config.set_dtype_policy(previous)
 
     def is_quantized(self, operation):
-        return isinstance(operation, (self.wrapper, self.holder))
+        return isinstance(operation, (self.wrapper, self.holder, FakeQuantWithMinMaxVars))
 
     def quantizers(self, operation):
         if isinstance(operation, self.wrapper):
@@ -131,7 +138,7 @@ class _Keras3(KerasAdapter):
 
     def load(self, path, objects, compile, safe_mode):
         model = keras.saving.load_model(path, custom_objects=objects, compile=compile, safe_mode=safe_mode)
-        if compile and model.optimizer is not None and not path.endswith(".keras"):
+        if compile and getattr(model, "optimizer", None) is not None and not path.endswith(".keras"):
             _restore_optimizer(model, path)
         return model
 
@@ -171,11 +178,6 @@ class _Keras3(KerasAdapter):
 
 
 KERAS_3 = _Keras3()
-
-
-def _functional(model):
-    """A model's graph: a Sequential keeps its own to itself."""
-    return model if isinstance(model, keras.Function) else model._functional
 
 
 def _restore_optimizer(model, path):
