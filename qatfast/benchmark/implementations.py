@@ -1,6 +1,7 @@
 """Other ways to compute the ops of `qatfast.ops`, under the same names and signatures.
 
 - `STOCK`: TensorFlow's own op, called as MCT calls it. There is one for `fake_quant` only.
+- `KERAS`: Keras 3's own function, `keras.quantizers.fake_quant_with_min_max_vars`, where Keras 3 is installed.
 - `FORMULAS`: the formulas as one writes them in plain TensorFlow, with autodiff through a straight-through round. Where
   MCT is installed (TensorFlow 2.15), `lsq_symmetric` and `lsq_uniform` call MCT's own functions.
 - `REFERENCE`: `qatfast.reference`, which `qatfast.ops` calls where XLA compiles.
@@ -8,6 +9,7 @@
 
 import contextlib
 import functools
+import importlib.metadata
 import importlib.util
 import warnings
 from collections.abc import Callable, Iterator
@@ -61,6 +63,23 @@ def stock_fake_quant(x, min, max, *, num_bits=8, narrow_range=False, axis=None, 
     y = x if is_last else tf.transpose(x, order)
     y = tf.quantization.fake_quant_with_min_max_vars_per_channel(y, min, max, **attributes)
     return y if is_last else tf.transpose(y, order)
+
+
+def keras_fake_quant(x, min, max, *, num_bits=8, narrow_range=False, axis=None, include_zero=False, name=None):
+    """Keras 3's function, which has its channels on any axis."""
+    import keras
+
+    if include_zero:
+        min, max = range_with_zero(min, max, tf.constant(2.0**num_bits - 1 - narrow_range))
+    attributes = {"num_bits": num_bits, "narrow_range": narrow_range, "axis": axis}
+    return keras.quantizers.fake_quant_with_min_max_vars(x, min, max, **attributes)
+
+
+def _has_keras_3():
+    try:
+        return int(importlib.metadata.version("keras").split(".")[0]) >= 3
+    except importlib.metadata.PackageNotFoundError:
+        return False
 
 
 def fake_quant_formulas(x, min, max, *, num_bits=8, narrow_range=False, axis=None, include_zero=False, name=None):
@@ -144,6 +163,7 @@ def _of(module, name):
 OURS = _of(ops, "ours")
 REFERENCE = _of(reference, "reference")
 STOCK = Implementation("stock", stock_fake_quant, None, None)
+KERAS = Implementation("keras", keras_fake_quant if _has_keras_3() else None, None, None)
 FORMULAS = Implementation("formulas", fake_quant_formulas, lsq_symmetric_formulas, lsq_uniform_formulas)
 
 

@@ -6,13 +6,14 @@ import tensorflow as tf
 
 from qatfast.benchmark import pytorch
 from qatfast.benchmark.correctness import check_other, check_ours, expected
-from qatfast.benchmark.implementations import FORMULAS, OURS, STOCK
+from qatfast.benchmark.implementations import FORMULAS, KERAS, OURS, STOCK
 from qatfast.benchmark.op_case import BACKWARD, BOTH_WITH_RANGE, FORWARD, FUSED, GRAPH, XLA, OpCase, make_run, normal
 from qatfast.benchmark.timing import parallel_memcpy
 
 OURS_NAME, MEMCPY_NAME, EMPTY_NAME, TORCH_NAME = "ours", "memcpy", "empty call", "torch"
 _COMPILED = {
     "stock": (STOCK, GRAPH),
+    "keras": (KERAS, GRAPH),
     "stock XLA": (STOCK, XLA),
     "formulas": (FORMULAS, GRAPH),
     "formulas XLA": (FORMULAS, XLA),
