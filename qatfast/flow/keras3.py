@@ -3,7 +3,9 @@
 import contextlib
 import sys
 
+import h5py
 import keras
+from keras.src.legacy.saving.legacy_h5_format import load_optimizer_weights_from_hdf5_group
 from keras.src.quantizers.quantizers import FakeQuantWithMinMaxVars  # its public function drops the arguments
 from keras.src.saving.serialization_lib import BUILTIN_MODULES
 from mct_quantizers.keras.quantizers import ActivationUniformInferableQuantizer
@@ -133,7 +135,10 @@ class _Keras3(KerasAdapter):
             find_variable(finalized, path).assign(value)
 
     def load(self, path, objects, compile, safe_mode):
-        return keras.saving.load_model(path, custom_objects=objects, compile=compile, safe_mode=safe_mode)
+        model = keras.saving.load_model(path, custom_objects=objects, compile=compile, safe_mode=safe_mode)
+        if compile and path.endswith((".h5", ".hdf5")) and getattr(model, "optimizer", None) is not None:
+            _restore_optimizer(model, path, objects)
+        return model
 
     def check_format(self, model, suffix):
         operations = all_operations(self, model) if self.is_graph_model(model) else ()
@@ -171,6 +176,18 @@ class _Keras3(KerasAdapter):
 
 
 KERAS_3 = _Keras3()
+
+
+def _restore_optimizer(model, path, objects):
+    """Restores the optimizer's state from an .h5 file: Keras makes an optimizer there that knows no variables."""
+    with keras.saving.custom_object_scope(objects):
+        model.compile_from_config(model.get_compile_config())
+    with h5py.File(path, "r") as file:
+        is_stored = "optimizer_weights" in file
+        stored = [value[()] for value in load_optimizer_weights_from_hdf5_group(file)] if is_stored else []
+    if len(stored) == len(model.optimizer.variables):  # fewer where it had not trained yet
+        for variable, value in zip(model.optimizer.variables, stored, strict=True):
+            variable.assign(value)
 
 
 def _fake_quant(holder, name):
