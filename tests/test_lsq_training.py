@@ -107,7 +107,7 @@ def test_on_real_data_few_activations_export_differently_and_by_a_step_at_most(
     model, _, _ = learned
     data, _, _ = trained_digits
     holders = [layer for layer in model.layers if isinstance(layer, KERAS.holder)]
-    activations = tf.keras.Model(model.inputs, [holder.input for holder in holders])(data)
+    activations = tf.keras.Model(model.input, [holder.input for holder in holders])(data)
     moved, bits_differ, elements = 0, 0, 0
     for holder, x in zip(holders, activations, strict=True):
         quantizer = holder.activation_holder_quantizer
