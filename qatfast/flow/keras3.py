@@ -2,11 +2,11 @@
 
 import contextlib
 import sys
-import warnings
 
 import h5py
 import keras
 import numpy as np
+from keras.src.legacy.saving.legacy_h5_format import load_optimizer_weights_from_hdf5_group
 from keras.src.quantizers.quantizers import FakeQuantWithMinMaxVars  # its public function drops the arguments
 from keras.src.saving.serialization_lib import BUILTIN_MODULES
 from mct_quantizers.keras.quantizers import ActivationUniformInferableQuantizer
@@ -138,8 +138,8 @@ class _Keras3(KerasAdapter):
 
     def load(self, path, objects, compile, safe_mode):
         model = keras.saving.load_model(path, custom_objects=objects, compile=compile, safe_mode=safe_mode)
-        if compile and getattr(model, "optimizer", None) is not None and not path.endswith(".keras"):
-            _restore_optimizer(model, path)
+        if compile and path.endswith((".h5", ".hdf5")) and getattr(model, "optimizer", None) is not None:
+            _restore_optimizer(model, path, objects)
         return model
 
     def check_format(self, model, suffix):
@@ -180,24 +180,16 @@ class _Keras3(KerasAdapter):
 KERAS_3 = _Keras3()
 
 
-def _restore_optimizer(model, path):
-    """Gives a model of an .h5 file a new optimizer with the state in the file.
-
-    The one that Keras made of it was built for no variables at all, so that it has lost its state and cannot train.
-    """
-    optimizer = type(model.optimizer).from_config(model.optimizer.get_config())
-    optimizer.build(model.trainable_variables)
+def _restore_optimizer(model, path, objects):
+    """Restores the optimizer's state from an .h5 file: Keras makes an optimizer there that knows no variables."""
+    with keras.saving.custom_object_scope(objects):
+        model.compile_from_config(model.get_compile_config())
     with h5py.File(path, "r") as file:
-        group = file.get("optimizer_weights")
-        values = [] if group is None else [group[name][()] for name in group.attrs["weight_names"]]
-    if values and len(values) != len(optimizer.variables):
-        warnings.warn(
-            f"load_model: the state of the optimizer in {path!r} is of another model: it starts anew", stacklevel=4
-        )
-    else:
-        for variable, value in zip(optimizer.variables, values, strict=False):
+        is_stored = "optimizer_weights" in file
+        stored = [value[()] for value in load_optimizer_weights_from_hdf5_group(file)] if is_stored else []
+    if len(stored) == len(model.optimizer.variables):  # fewer where it had not trained yet
+        for variable, value in zip(model.optimizer.variables, stored, strict=True):
             variable.assign(value)
-    model.optimizer = optimizer
 
 
 def _fake_quant(holder, name):

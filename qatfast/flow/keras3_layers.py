@@ -136,7 +136,12 @@ class KerasTrainableQuantizationWrapper(keras.layers.Wrapper):
             self.build(None)
 
     def build(self, input_shape=None):
-        """Builds the layer, if it is not, and the quantizers' variables."""
+        """Builds the layer, if it is not, and the quantizers' variables; nothing if that was done already.
+
+        A layer of a config is built if it was when that was made, and the wrapper with it.
+        """
+        if self.built:
+            return
         if not self.layer.built:
             needed = [p for p in inspect.signature(self.layer.build).parameters.values() if p.default is p.empty]
             if sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in needed) > 1:
@@ -158,8 +163,7 @@ class KerasTrainableQuantizationWrapper(keras.layers.Wrapper):
         """Builds the layer, and the quantizers' variables."""
         if not self.layer.built:
             self.layer.build_from_config(config["layer"])
-        if not self.built:
-            self.build(None)
+        self.build(None)
 
     def call(self, *args, training=None, **kwargs):
         """Calls the layer."""
