@@ -77,7 +77,8 @@ def in_fresh_process(code, *arguments):
 
 
 RELOAD = """
-import sys, numpy as np, qatfast, check_applications
+import sys, numpy as np, qatfast, tensorflow as tf, check_applications
+tf.config.experimental.enable_op_determinism()
 np.savez(sys.argv[2], *check_applications.step(qatfast.load_model(sys.argv[1])))
 """
 RELOAD_FINAL = (
