@@ -249,3 +249,18 @@ def test_a_model_of_one_other_type_trains_and_exports_in_float32(floatx, trainin
     exported = qatfast.finalize_model(quantized)
     assert exported.output.dtype == tf.float32
     np.testing.assert_allclose(exported(ROWS), quantized(ROWS), atol=0.1)
+
+
+def test_loss_scaling_comes_back_from_a_keras_file_whatever_the_global_policy_is(tmp_path):
+    def steps(model):
+        return [model.train_on_batch(images(), labels()) for _ in range(3)]
+
+    with global_policy("mixed_float16"):
+        model = qatfast.quantize_model(conv_net(), images(), config(TrainingMethod.LSQ))
+        model.compile(tf.keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy")
+    steps(model)
+    model.save(tmp_path / "model.keras")
+    loaded = qatfast.load_model(tmp_path / "model.keras")
+    assert loaded.dtype_policy.name == "mixed_float16"
+    assert isinstance(loaded.optimizer, LossScaleOptimizer)
+    assert steps(loaded) == steps(model)

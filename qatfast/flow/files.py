@@ -25,13 +25,13 @@ _IN_SAVED_MODELS = re.compile(
 def load_model(
     path: str | os.PathLike, custom_objects: dict | None = None, compile: bool = True, safe_mode: bool = True
 ):  # fmt: skip
-    """Loads a QAT model or a finalized model from an .h5 or .keras file or a SavedModel folder.
+    """Loads a QAT model or a finalized model, of the Keras that saved it.
 
-    Quantizers of your own are found if their classes are defined: import their module first.
+    From a .keras or .h5 file, or of Keras 2 from a SavedModel folder. Quantizers of your own are found if their classes
+    are defined: import their module first.
 
-    Of a mixed_float16 model Keras keeps all state in SavedModels only. A .keras file has no model's policy: unless the
-    global policy is what it was when the model was made, the optimizer comes back without its loss scaling, with a
-    warning. An .h5 file has no state of an optimizer that scales the loss.
+    The optimizer of a .keras file scales the loss if it did when it was saved, whatever the global policy is. An .h5
+    file of Keras 2 has no state of such an optimizer.
 
     Args:
         path: The file or folder.
