@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 import tensorflow as tf
-from models import dense_net, layers
+from models import KERAS, dense_net, layers
 
 import qatfast
 
@@ -64,7 +64,7 @@ def test_the_call_of_a_subclassed_model_is_quantized_as_the_refusal_says():
     model = Calling()
     expected = model(ROWS)
     _, outside = advice(qatfast.quantize_model, model, ROWS)
-    names = {"qatfast": qatfast, "tf": tf, "model": model, "data": ROWS, "shape": (6,)}
+    names = {"qatfast": qatfast, "keras": KERAS.api, "model": model, "data": ROWS, "shape": (6,)}
     exec(outside, names)
     assert [layer.name for layer in names["result"].layers if "kernel" in str(layer.weights)] == ["first", "second"]
     np.testing.assert_allclose(names["result"](ROWS), expected, atol=0.1)
@@ -74,7 +74,7 @@ def test_the_call_of_a_subclassed_model_is_finalized_as_the_refusal_says():
     model = Holding(qatfast.quantize_model(dense_net(), ROWS))
     expected = model(ROWS)
     _, outside = advice(qatfast.finalize_model, model)
-    names = {"qatfast": qatfast, "tf": tf, "model": model, "shape": (6,)}
+    names = {"qatfast": qatfast, "keras": KERAS.api, "model": model, "shape": (6,)}
     exec(outside, names)
     np.testing.assert_array_equal(names["result"](ROWS), expected)
 
@@ -92,5 +92,5 @@ def test_a_model_with_a_train_step_of_its_own_is_quantized_as_the_refusal_says()
     with pytest.raises(ValueError, match="must not override train_step") as refused:
         qatfast.quantize_model(model, ROWS)
     code = str(refused.value).split("; pass ")[1]
-    quantized = qatfast.quantize_model(eval(code, {"tf": tf, "model": model}), ROWS, SIXTEEN_BITS)
+    quantized = qatfast.quantize_model(eval(code, {"keras": KERAS.api, "model": model}), ROWS, SIXTEEN_BITS)
     np.testing.assert_allclose(quantized(ROWS), model(ROWS), atol=1e-3)

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras.src.legacy.saving.legacy_h5_format import load_optimizer_weights_from_hdf5_group
 from keras.src.quantizers.quantizers import FakeQuantWithMinMaxVars  # its public function drops the arguments
-from keras.src.saving.serialization_lib import BUILTIN_MODULES
+from keras.src.saving.serialization_lib import BUILTIN_MODULES, SafeModeScope
 from mct_quantizers.keras.quantizers import ActivationUniformInferableQuantizer
 
 from qatfast.flow.adapter import Call, KerasAdapter
@@ -75,7 +75,8 @@ class _Keras3(KerasAdapter):
             new = type(operation).from_config({key: value for key, value in config.items() if key != "name"})
             new.name = name
             return new
-        new = type(operation).from_config({**config, "name": name})
+        with SafeModeScope(False):  # a Lambda layer comes through its config, but is no file's
+            new = type(operation).from_config({**config, "name": name})
         if operation.built and not new.built:
             new.build_from_config(operation.get_build_config())
         return new
@@ -153,6 +154,10 @@ class _Keras3(KerasAdapter):
 
     def scales_loss(self, optimizer):
         return isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+
+    def custom_objects(self):
+        names = (self.holder.__name__, self.registered_name(self.holder))
+        return dict.fromkeys(names, self.holder) | super().custom_objects()
 
     def registered(self, name, objects):
         return keras.saving.get_registered_object(name, objects)

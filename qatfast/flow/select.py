@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from qatfast.flow.adapter import KerasAdapter
 
-__all__ = ["adapter_of", "adapter_of_version", "adapter_of_tf_keras"]
+__all__ = ["adapter_of", "adapter_of_tf_keras", "adapter_of_version", "tf_keras_version"]
 
 _OLDEST_KERAS_3 = (3, 10)
 _SWITCH = "TF_USE_LEGACY_KERAS"
@@ -38,7 +38,7 @@ def adapter_of(function: str, model, argument: str = "model") -> KerasAdapter:
 
 def adapter_of_tf_keras() -> KerasAdapter:
     """Returns the adapter for the Keras that `tf.keras` is."""
-    return adapter_of_version(_tf_keras_version())
+    return adapter_of_version(tf_keras_version())
 
 
 def adapter_of_version(version: int) -> KerasAdapter:
@@ -58,7 +58,8 @@ def adapter_of_version(version: int) -> KerasAdapter:
     return KERAS_3
 
 
-def _tf_keras_version():
+def tf_keras_version() -> int:
+    """Returns which Keras `tf.keras` is, 2 or 3."""
     package = tf.keras.layers.Layer.__module__.split(".")[0]
     return 2 if package == "tf_keras" else _version(importlib.import_module(package))[0]
 
@@ -70,7 +71,7 @@ def _version(keras):
 def _check_keras_2():
     # mct-quantizers' layers, which Keras 2 models are quantized with, are of the Keras that tf.keras was when they were
     # imported.
-    if _tf_keras_version() != 2:
+    if tf_keras_version() != 2:
         minor = ".".join(tf.__version__.split(".")[:2])
         installed = importlib.util.find_spec("tf_keras") is not None
         missing = "" if installed else f", and the package tf-keras: run pip install 'tf-keras=={minor}.*'"

@@ -15,7 +15,7 @@ import h5py
 import tensorflow as tf
 from mct_quantizers.common.constants import ACTIVATION_HOLDER_QUANTIZER, WEIGHTS_QUANTIZERS
 
-from qatfast.flow.select import adapter_of_version
+from qatfast.flow.select import adapter_of_version, tf_keras_version
 
 __all__ = ["StoredModel", "StoredQuantizer", "read_stored", "stored_objects", "stored_quantizers"]
 
@@ -131,9 +131,9 @@ def _read_hdf5(file):
 def _read_saved_model(path):
     if not any(tf.io.gfile.exists(os.path.join(path, f"saved_model.{suffix}")) for suffix in ("pb", "pbtxt")):
         raise ValueError("a folder without saved_model.pb: no SavedModel")
-    stored = adapter_of_version(2).saved_metadata()
     metadata_path = os.path.join(path, "keras_metadata.pb")
     if tf.io.gfile.exists(metadata_path):
+        stored = adapter_of_version(2).saved_metadata()
         with tf.io.gfile.GFile(metadata_path, "rb") as file:
             stored.ParseFromString(file.read())
         texts = [node.metadata for node in stored.nodes]
@@ -141,7 +141,10 @@ def _read_saved_model(path):
         graph = tf.__internal__.saved_model.parse_saved_model(path).meta_graphs[0].object_graph_def
         texts = [node.user_object.metadata for node in graph.nodes if node.user_object.metadata]
     if not texts:
-        raise ValueError("a SavedModel without metadata of Keras: not saved as a Keras model")
+        raise ValueError(
+            "a SavedModel without metadata of Keras: not saved as a Keras model, though perhaps exported as one by "
+            "model.export(), for inference with tf.saved_model.load()"
+        )
     return StoredModel(2, [json.loads(text) for text in texts]), "training_config"
 
 
@@ -152,10 +155,12 @@ def _scales_loss(archive):
 
 
 def _keras_of(version: Any) -> int:
-    """2 or 3: tf-keras, which is Keras 2, counts as TensorFlow does, from 2.16."""
+    """2 or 3: tf-keras, which is Keras 2, counts as TensorFlow does, from 2.16; if nothing is said, tf.keras'."""
     version = version.decode() if isinstance(version, bytes) else version
     major = version.split(".")[0] if isinstance(version, str) else ""
-    return 3 if major.isdigit() and int(major) >= 3 else 2
+    if not major.isdigit():
+        return tf_keras_version()
+    return 3 if int(major) >= 3 else 2
 
 
 def _first_line(error):
