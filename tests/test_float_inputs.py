@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import tensorflow as tf
-from models import KERAS, conv_net, images, layers
+from models import IS_KERAS_3, KERAS, conv_net, images, layers
 
 import qatfast
 from qatfast.flow.graph import all_operations
@@ -71,21 +71,33 @@ def net(*stack, shape=(8, 8, 4), dtype=None):
     return tf.keras.Model(inputs, layers.Dense(2, name="head")(x))
 
 
+if IS_KERAS_3:
+    ops = KERAS.api.ops
+    FLOAT_FUNCTIONS = [
+        ([lambda: ops.sqrt], "the operation Sqrt"),
+        ([lambda: lambda x: ops.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]], constant_values=1.0)], "the operation Pad"),
+    ]
+else:
+    FLOAT_FUNCTIONS = [
+        ([lambda: tf.sqrt], "tf.math.sqrt"),
+        ([lambda: lambda x: tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]], constant_values=1.0)], "tf.compat.v1.pad"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("stack", "kind"),
     [
         ([layers.BatchNormalization], "BatchNormalization"),
         ([layers.LayerNormalization], "LayerNormalization"),
         ([lambda: layers.Rescaling(1 / 255)], "Rescaling"),
-        ([layers.AveragePooling2D, layers.Flatten], "AveragePooling2D"),
+        ([lambda: layers.AveragePooling2D(2), layers.Flatten], "AveragePooling2D"),
         ([lambda: layers.Conv2D(3, 2), layers.Flatten], "linear Conv2D"),
         ([lambda: layers.Dense(3)], "linear Dense"),
         ([lambda: layers.UpSampling2D(interpolation="bilinear")], "UpSampling2D"),
         ([lambda: layers.Resizing(4, 4)], "Resizing"),
-        ([lambda: layers.Lambda(tf.abs)], "Lambda"),
-        ([lambda: tf.sqrt], "tf.math.sqrt"),
-        ([lambda: lambda x: x / 3.0], "tf.math.truediv"),
-        ([lambda: lambda x: tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]], constant_values=1.0)], "tf.compat.v1.pad"),
+        ([lambda: layers.Lambda(tf.abs, output_shape=lambda shape: shape)], "Lambda"),
+        ([lambda: lambda x: x / 3.0], "the operation TrueDivide" if IS_KERAS_3 else "tf.math.truediv"),
+        *FLOAT_FUNCTIONS,
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -95,7 +107,11 @@ def test_what_makes_a_float_input_is_named(stack, kind):
     assert warned(model, data) == (1, {kind: ["head"]})
 
 
-@pytest.mark.parametrize("read", [layers.Flatten(), lambda x: tf.cast(x, tf.float32)], ids=["cast by Keras", "tf.cast"])
+@pytest.mark.parametrize(
+    "read",
+    [layers.Flatten(), (lambda x: ops.cast(x, "float32")) if IS_KERAS_3 else (lambda x: tf.cast(x, tf.float32))],
+    ids=["cast by Keras", "cast"],
+)
 def test_an_input_of_integers_is_named(read):
     model = net(read, layers.ReLU(), layers.Dense(3, activation="relu"), dtype="uint8")
     model = tf.keras.Model(model.input, layers.Dense(2, name="direct")(read(model.input)))
@@ -147,7 +163,7 @@ MOVING_OTHER_RANKS = {
     ],
 }
 PADDINGS = [[0, 0], [1, 1], [1, 1], [0, 0]]
-MOVING_FUNCTIONS = {
+MOVING_FUNCTIONS_OF_KERAS_2 = {
     "reshape": lambda x: tf.reshape(x, [-1, 4, 16, 4]),
     "reshape by keywords": lambda x: tf.reshape(tensor=x, shape=[-1, 256]),
     "transpose": lambda x: tf.transpose(x, [0, 2, 1, 3]),
@@ -175,6 +191,32 @@ MOVING_FUNCTIONS = {
     "depth_to_space": lambda x: tf.nn.depth_to_space(x, 2),
     "space_to_depth": lambda x: tf.nn.space_to_depth(x, 2),
 }
+MOVING_FUNCTIONS_OF_KERAS_3 = {
+    "reshape": lambda x: ops.reshape(x, [-1, 4, 16, 4]),
+    "transpose": lambda x: ops.transpose(x, [0, 2, 1, 3]),
+    "swapaxes": lambda x: ops.swapaxes(x, 1, 3),
+    "moveaxis": lambda x: ops.moveaxis(x, 1, 3),
+    "expand_dims": lambda x: ops.expand_dims(x, 1),
+    "squeeze": lambda x: ops.squeeze(x[:, :1], 1),
+    "copy": lambda x: ops.copy(x),
+    "stop_gradient": lambda x: ops.stop_gradient(x),
+    "cast": lambda x: ops.cast(x, "float64"),
+    "getitem": lambda x: x[:, 1:, ::2],
+    "slice": lambda x: ops.slice(x, [0, 1, 1, 0], [2, 3, 3, 4]),
+    "split": lambda x: ops.split(x, 2, axis=1)[1],
+    "unstack": lambda x: ops.unstack(x, axis=1)[2],
+    "tile": lambda x: ops.tile(x, [1, 2, 1, 1]),
+    "repeat": lambda x: ops.repeat(x, 2, axis=1),
+    "broadcast_to": lambda x: ops.broadcast_to(x[:, :1], [2, 8, 8, 4]),
+    "flip": lambda x: ops.flip(x, 1),
+    "roll": lambda x: ops.roll(x, 1, axis=1),
+    "pad": lambda x: ops.pad(x, PADDINGS),
+    "pad with zeros": lambda x: ops.pad(x, PADDINGS, "constant", 0.0),
+    "pad by mirror": lambda x: ops.pad(x, PADDINGS, mode="reflect"),
+    "max_pool": lambda x: ops.max_pool(x, 3, 2, "same"),
+    "max": lambda x: ops.max(x, [1, 2]),
+}
+MOVING_FUNCTIONS = MOVING_FUNCTIONS_OF_KERAS_3 if IS_KERAS_3 else MOVING_FUNCTIONS_OF_KERAS_2
 
 
 @pytest.mark.parametrize(

@@ -448,3 +448,12 @@ def test_a_model_with_a_train_step_of_its_own_is_refused():
     model = Mine(inputs, layers.Dense(2)(inputs), name="mine")
     with pytest.raises(ValueError, match="model must not override train_step.* got 'mine' of class Mine"):
         qatfast.quantize_model(model, np.zeros((2, 6), np.float32))
+
+
+def test_a_file_of_one_format_leaves_the_optimizer_for_the_next(tmp_path):
+    model = train(qatfast.quantize_model(dense_net(), np.ones((8, 6), np.float32)), np.ones((8, 6)), labels(8, 3))
+    for suffix in (*SAVE_FORMATS, ".keras"):
+        qatfast.save_model(model, tmp_path / f"model{suffix}")
+        loaded = qatfast.load_model(tmp_path / f"model{suffix}")
+        assert type(loaded.optimizer) is type(model.optimizer)
+        assert loaded.optimizer.iterations.numpy() == model.optimizer.iterations.numpy() == 1

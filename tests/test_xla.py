@@ -13,7 +13,7 @@ TIES = 1e-3
 
 
 def quantize(method):
-    config = QATConfig(weight_training_method=method, activation_training_method=method)
+    config = QATConfig(weight_training_method=method, activation_training_method=method, supports_jit=True)
     return qatfast.quantize_model(conv_net(), images(32), config)
 
 

@@ -38,6 +38,7 @@ class KerasAdapter(ABC):
         holder: The class of layers that quantize an activation. It has `activation_holder_quantizer`.
         depthwise_kernel: The attribute of a DepthwiseConv2D layer that is its kernel.
         file_suffixes: What the names of files of models end in.
+        locks_models: Whether a subclassed model that was called takes no other layers.
         saves_folders: Whether any other name makes a folder, which loads again.
     """
 
@@ -48,6 +49,7 @@ class KerasAdapter(ABC):
     holder: type
     depthwise_kernel: str
     file_suffixes: tuple[str, ...]
+    locks_models: bool
     saves_folders: bool
 
     @property
@@ -57,7 +59,14 @@ class KerasAdapter(ABC):
 
     def kinds(self, names: str) -> tuple[type, ...]:
         """The layer classes of these names, separated by spaces, as far as this Keras has them."""
-        return tuple(getattr(self.layers, name) for name in names.split() if hasattr(self.layers, name))
+        return tuple(
+            getattr(module, name) for module in self.layer_modules for name in names.split() if hasattr(module, name)
+        )
+
+    @property
+    def layer_modules(self) -> tuple:
+        """The modules that layers are in."""
+        return (self.layers,)
 
     def is_linear(self, activation) -> bool:
         """Whether a layer's `activation` is the identity."""
@@ -151,6 +160,10 @@ class KerasAdapter(ABC):
     @abstractmethod
     def load(self, path: str, objects: dict, compile: bool, safe_mode: bool):
         """Loads a model; what Keras raises comes through."""
+
+    def save(self, model, path: str, **options) -> None:
+        """Saves a model; what Keras raises comes through."""
+        model.save(path, **options)
 
     def check_format(self, model, suffix: str) -> None:
         """Raises a ValueError for a model that would not load again from a file whose name ends so."""

@@ -31,11 +31,12 @@ def check_graph_model(function: str, keras: KerasAdapter, model) -> None:
         raise ValueError(
             f"{function}: model must be built (call build() or give it an Input), got {model.name!r} unbuilt"
         )
+    when = " before its own first call" if keras.locks_models else ""
     rest = ", data" if function == "quantize_model" else ""
     raise ValueError(
         f"{function}: model must be Sequential or Functional, got the subclassed model {model.name!r} of class "
         f"{type(model).__name__}, whose layers are called where qatfast cannot see it; pass the Functional model that "
-        f"it calls, as in model.body = qatfast.{function}(model.body{rest}), or make one of its call: inputs = "
+        f"it calls{when}, as in model.body = qatfast.{function}(model.body{rest}), or make one of its call: inputs = "
         f"keras.Input(shape), then qatfast.{function}(keras.Model(inputs, model.call(inputs)){rest})"
     )
 
@@ -49,7 +50,7 @@ def _check_no_training_of_its_own(function, model):
     if overridden:
         raise ValueError(
             f"{function}: model must not override {', '.join(overridden)}, which the new model would not have, got "
-            f"{model.name!r} of class {type(model).__name__}; pass keras.Model(model.inputs, model.outputs)"
+            f"{model.name!r} of class {type(model).__name__}; pass keras.Model(model.input, model.output)"
         )
 
 

@@ -31,6 +31,7 @@ class _Keras2(KerasAdapter):
     holder = KerasActivationQuantizationHolder
     depthwise_kernel = "depthwise_kernel"
     file_suffixes = (".keras", ".h5", ".hdf5")
+    locks_models = False
     saves_folders = True
 
     def is_graph_model(self, model):

@@ -6,6 +6,7 @@ import sys
 import h5py
 import keras
 import numpy as np
+from keras._tf_keras.keras import layers as tf_keras_layers
 from keras.src.legacy.saving.legacy_h5_format import load_optimizer_weights_from_hdf5_group
 from keras.src.quantizers.quantizers import FakeQuantWithMinMaxVars  # its public function drops the arguments
 from keras.src.saving.serialization_lib import BUILTIN_MODULES, SafeModeScope
@@ -38,7 +39,12 @@ class _Keras3(KerasAdapter):
     holder = KerasActivationQuantizationHolder
     depthwise_kernel = "kernel"
     file_suffixes = (".keras", ".h5", ".hdf5")
+    locks_models = True
     saves_folders = False
+
+    @property
+    def layer_modules(self):
+        return (keras.layers, tf_keras_layers)  # some of what tf.keras has is of classes of its own
 
     def is_graph_model(self, model):
         is_built_sequential = isinstance(model, keras.Sequential) and model.built and model._functional is not None
@@ -75,7 +81,10 @@ class _Keras3(KerasAdapter):
             new = type(operation).from_config({key: value for key, value in config.items() if key != "name"})
             new.name = name
             return new
-        with SafeModeScope(False):  # a Lambda layer comes through its config, but is no file's
+        # A Lambda layer comes through its config, but it is no file's, and its function need not be registered.
+        function = getattr(operation, "function", None)
+        functions = {function.__name__: function} if hasattr(function, "__name__") else {}
+        with SafeModeScope(False), keras.saving.custom_object_scope(functions):
             new = type(operation).from_config({**config, "name": name})
         if operation.built and not new.built:
             new.build_from_config(operation.get_build_config())
@@ -142,6 +151,13 @@ class _Keras3(KerasAdapter):
         if compile and path.endswith((".h5", ".hdf5")) and getattr(model, "optimizer", None) is not None:
             _restore_optimizer(model, path, objects)
         return model
+
+    def save(self, model, path, **options):
+        compiled = getattr(model, "_compile_config", None)
+        kept = {} if compiled is None else dict(compiled.config)
+        model.save(path, **options)
+        if compiled is not None:  # the writer of .h5 files takes the optimizer out, and the next file would lack it
+            compiled.config.update(kept)
 
     def check_format(self, model, suffix):
         operations = all_operations(self, model) if self.is_graph_model(model) else ()
