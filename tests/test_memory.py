@@ -8,7 +8,7 @@ import weakref
 import numpy as np
 import pytest
 import tensorflow as tf
-from models import dense_net
+from models import SAVE_FORMATS, dense_net
 
 import qatfast
 
@@ -99,7 +99,7 @@ def test_a_quantized_model_dies_with_its_last_user(method, tmp_path):
     """Also one that was trained, saved and loaded."""
     config = qatfast.QATConfig(weight_training_method=method, activation_training_method=method)
     data = np.random.default_rng(0).normal(size=(16, 6)).astype(np.float32)
-    if survivors(dense_net(), str(tmp_path / "float")):
+    if survivors(dense_net(), str(tmp_path / f"float{SAVE_FORMATS[-1]}")):
         pytest.skip(f"TensorFlow {tf.__version__} keeps float models, too")
-    left = survivors(qatfast.quantize_model(dense_net(), data, config), str(tmp_path / "quantized"))
+    left = survivors(qatfast.quantize_model(dense_net(), data, config), str(tmp_path / f"quantized{SAVE_FORMATS[-1]}"))
     assert left == []

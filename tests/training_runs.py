@@ -113,7 +113,8 @@ def train(arguments):
     named |= {f"{index} optimizer": variable for index, variable in enumerate(model.optimizer.variables)}
     values = {}
     for name, variable in named.items():
-        for replica, value in enumerate(getattr(variable, "values", [variable])):
+        held = variable if isinstance(variable, tf.Variable) else getattr(variable, "value", variable)  # Keras 3's
+        for replica, value in enumerate(getattr(held, "values", [held])):
             values[f"{name} {replica}".replace("/", "|")] = value.numpy()
     np.savez(folder / "weights.npz", **values)
 
