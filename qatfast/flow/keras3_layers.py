@@ -124,7 +124,7 @@ class KerasTrainableQuantizationWrapper(keras.layers.Wrapper):
         if not isinstance(layer, keras.layers.Layer):
             raise TypeError(f"{type(self).__name__}: layer must be a Keras 3 layer, got {layer!r}")
         for path, quantizer in weights_quantizers.items():
-            _check_quantizer(type(self).__name__, f"{WEIGHTS_QUANTIZERS}[{path!r}]", quantizer)
+            _check_quantizer(type(self).__name__, f"weights_quantizers[{path!r}]", quantizer)
         check_plain_weights(layer)
         kwargs.setdefault("dtype", layer.dtype_policy)
         kwargs.setdefault("name", layer.name)
