@@ -156,6 +156,10 @@ class KerasAdapter(ABC):
         """Raises a ValueError for a model that would not load again from a file whose name ends so."""
         return
 
+    def save(self, model, path: str, options: dict) -> None:
+        """Saves a model, which stays as it is; what Keras raises comes through."""
+        model.save(path, **options)
+
     @abstractmethod
     def scales_loss(self, optimizer) -> bool:
         """Whether an optimizer scales the loss, as training in float16 needs it."""

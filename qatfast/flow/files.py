@@ -124,7 +124,7 @@ def save_model(model, path: str | os.PathLike, overwrite: bool = True, **options
             f"{path!r}; model.export(path) makes a SavedModel, for inference"
         )
     with replacing(target) as partial:
-        model.save(partial, **options)
+        keras.save(model, partial, options)
 
 
 def _check_file(path, target):

@@ -152,6 +152,18 @@ class _Keras3(KerasAdapter):
                 f"does not load from {suffix} files, got {model.name!r} with {', '.join(names[:5])}"
             )
 
+    def save(self, model, path, options):
+        if path.endswith(".keras") and "include_optimizer" in options:  # which Keras would ignore
+            raise ValueError(
+                f"save_model: include_optimizer must be left out for .keras files, which Keras 3 saves with the "
+                f"optimizer, got {options['include_optimizer']!r}"
+            )
+        compilation = getattr(model, "_compile_config", None)
+        kept = dict(compilation.config) if compilation else {}
+        super().save(model, path, options)
+        if compilation:  # Keras forgets the optimizer there as it writes an .h5 file
+            compilation.config.update(kept)
+
     def scales_loss(self, optimizer):
         return isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
 
