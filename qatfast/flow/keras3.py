@@ -168,8 +168,9 @@ class _Keras3(KerasAdapter):
         return isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
 
     def custom_objects(self):
-        names = (self.holder.__name__, self.registered_name(self.holder))
-        return dict.fromkeys(names, self.holder) | super().custom_objects()
+        # Not the quantizers: these make them by themselves, and a name may be one of Keras' operations, as Clip.
+        classes = (self.wrapper, self.holder)
+        return {name: cls for cls in classes for name in (cls.__name__, self.registered_name(cls))}
 
     def registered(self, name, objects):
         return keras.saving.get_registered_object(name, objects)
