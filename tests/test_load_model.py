@@ -310,6 +310,17 @@ def test_models_of_operations_are_no_code(suffix, tmp_path):
     np.testing.assert_allclose(loaded(x), model(x), rtol=1e-6)
 
 
+@pytest.mark.keras3_only(reason="Keras 2 has no operations that are no layers")
+def test_a_quantizer_called_as_an_operation_of_keras_does_not_take_its_place(tmp_path):
+    class Clip(qatfast.quantizers.STEActivationQuantizer):
+        pass
+
+    x = tf.keras.Input((6,))
+    model = tf.keras.Model(x, tf.keras.ops.clip(x, -1.0, 1.0))
+    qatfast.save_model(model, tmp_path / "model.keras")
+    np.testing.assert_array_equal(qatfast.load_model(tmp_path / "model.keras")(ROWS), ROWS.clip(-1.0, 1.0))
+
+
 # Quantizers that are not defined.
 
 WRITER = """

@@ -31,7 +31,9 @@ def qat_model():
 @pytest.fixture(scope="module")
 def other_model():
     model = tf.keras.Sequential([tf.keras.Input((6,)), layers.Dense(2)])
-    model.compile("sgd", "mse")
+    model.compile(
+        tf.keras.optimizers.SGD(), tf.keras.losses.MeanSquaredError()
+    )  # by a name, Keras 3 loads no loss from .h5
     return model
 
 
@@ -124,6 +126,14 @@ def test_options_reach_keras(qat_model, tmp_path):
     with pytest.raises(ValueError, match="include_optimizer"):
         qatfast.save_model(qat_model, tmp_path / "model.keras", include_optimizer=False)
     assert not (tmp_path / "model.keras").exists()
+
+
+def test_the_optimizer_stays_with_a_model_that_was_saved(tmp_path):
+    model = train(dense_net(), ROWS, np.arange(16) % 3)
+    for suffix in (".h5", ".keras", ".h5"):
+        qatfast.save_model(model, tmp_path / f"model{suffix}")
+        optimizer = qatfast.load_model(tmp_path / f"model{suffix}").optimizer
+        assert optimizer.get_config() == model.optimizer.get_config() and optimizer.iterations.numpy() == 1
 
 
 def test_arguments_of_another_kind_are_errors(qat_model, tmp_path):
@@ -377,6 +387,7 @@ def test_only_what_a_save_to_the_same_path_left_behind_is_removed(suffix, qat_mo
     assert not any((tmp_path / name).parent.exists() for name in goes)
 
 
+@folders_only
 @pytest.mark.parametrize("name", ["model", "earlier", "model.earlier"])
 def test_an_earlier_model_that_a_killed_process_put_aside_comes_back(name, qat_model, other_model, tmp_path):
     path = tmp_path / name

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import marshal
 import shutil
 import sys
 import zipfile
@@ -10,14 +11,14 @@ import h5py
 import numpy as np
 import pytest
 import tensorflow as tf
-from models import KERAS, SAVE_FORMATS, layers
+from models import IS_KERAS_3, KERAS, SAVE_FORMATS, layers
 
 import qatfast
-from qatfast.flow.keras2_layers import _Holder
-from qatfast.flow.keras2_symbols import keras_module
 from qatfast.flow.stored_code import StoredCodeError, find_code
 
 PACKAGE = layers.Layer.__module__.split(".")[0]
+DATA_UTILS = "file_utils" if IS_KERAS_3 else "data_utils"  # which imports os
+FUNCTIONAL = f"{PACKAGE}.src.{'models' if IS_KERAS_3 else 'engine'}.functional"
 HOLDER = "KerasActivationQuantizationHolder"
 
 
@@ -36,6 +37,22 @@ def activation(**function):
     return {"class_name": "Activation", "module": "keras.layers", "registered_name": None, "config": config}
 
 
+def foreign_layer():
+    return {"class_name": "TFSMLayer", "module": "keras.layers", "registered_name": None}
+
+
+def wrapped_layer(layer):
+    config = {"layer": layer | {"config": layer["config"] | {"name": "inner", "trainable": True, "dtype": "float32"}}}
+    return {"class_name": "TimeDistributed", "module": "keras.layers", "registered_name": None, "config": config}
+
+
+def bytecode(mark):
+    """The config of a lambda that makes a file, as Keras writes it."""
+    code = compile(f"lambda x: open({str(mark)!r}, 'w') and x", "<lambda>", "eval").co_consts[0]
+    stored = base64.b64encode(marshal.dumps(code)).decode()
+    return {"code": stored, "defaults": None, "closure": None}
+
+
 def text(value):
     return base64.b64encode(str(value).encode()).decode()
 
@@ -50,13 +67,36 @@ def debugging(mark):
 # What takes the place of a layer in a stored model, and the constant that it is called with, if any.
 MAKE = "io.gfile.makedirs"
 CORE = f"{PACKAGE}.src.layers.core"
-ATTACKS = {
+# By layers that call functions of TensorFlow, or hold one of its graphs' nodes.
+ATTACKS_OF_KERAS_2 = {
     "the holder's name": lambda mark: (op(MAKE, class_name=HOLDER, registered_name=HOLDER), str(mark)),
     "another class name": lambda mark: (op(MAKE, class_name="Any", registered_name="TFOpLambda"), str(mark)),
     "a qualified name": lambda mark: (op(MAKE, class_name="tf_op_layer.TFOpLambda", module=CORE), str(mark)),
     "a raw op": lambda mark: (op("raw_ops.WriteFile"), str(mark)),
+    "an operation of a graph": lambda mark: (debugging(mark), None),
+}
+ATTACKS_OF_KERAS_3 = {
+    "a SavedModel beside it": lambda mark: (
+        {**foreign_layer(), "config": {"filepath": str(mark.with_name("saved_model"))}},
+        None,
+    ),
+    "a SavedModel beside it in another layer": lambda mark: (
+        wrapped_layer({**foreign_layer(), "config": {"filepath": str(mark.with_name("saved_model"))}}),
+        None,
+    ),
+    "a lambda": lambda mark: (activation(class_name="__lambda__", config=bytecode(mark)), None),
+    "a lambda as a Lambda layer's": lambda mark: (
+        lambda_layer(class_name="__lambda__", config=bytecode(mark)),
+        None,
+    ),
+    "a function of Keras that loads a model": lambda mark: (
+        activation(module="keras.saving", config="load_model", registered_name="load_model"),
+        None,
+    ),
+}
+ATTACKS = {
     "a module of a module": lambda mark: (
-        lambda_layer(class_name="function", module=f"{PACKAGE}.src.utils.data_utils", config="os.system"),
+        lambda_layer(class_name="function", module=f"{PACKAGE}.src.utils.{DATA_UTILS}", config="os.system"),
         f"touch {mark}",
     ),
     "a function of Keras' utilities": lambda mark: (
@@ -68,7 +108,7 @@ ATTACKS = {
         {"class_name": "Evil", "module": "beside.evil", "registered_name": None, "config": {}},
         None,
     ),
-    "an operation of a graph": lambda mark: (debugging(mark), None),
+    **(ATTACKS_OF_KERAS_3 if IS_KERAS_3 else ATTACKS_OF_KERAS_2),
 }
 
 
@@ -102,7 +142,7 @@ def edit(path, attack, constant):
             replace_layer(layer_of(config), attack, constant)
             file.attrs["model_config"] = json.dumps(config)
     else:
-        stored = keras_module("saving.legacy.saved_model.load").saved_metadata_pb2.SavedMetadata()
+        stored = KERAS.saved_metadata()
         stored.ParseFromString((path / "keras_metadata.pb").read_bytes())
         for node in stored.nodes:
             metadata = json.loads(node.metadata)
@@ -151,7 +191,10 @@ def test_what_another_format_calls_the_compilation_is_read_whatever_compile_is(s
         qatfast.load_model(path, compile=False)
 
 
+@pytest.mark.keras2_only(reason="its holder stands for Keras' layer that calls functions, too")
 def test_the_holder_refuses_a_function_that_is_no_operation_whoever_loads_it():
+    from qatfast.flow.keras2_layers import _Holder
+
     with pytest.raises(ValueError, match=f"^{HOLDER}: function must be an operation on tensors, got 'load_op_library'"):
         _Holder.from_config({"name": "holder", "function": "load_op_library"})
 
@@ -181,7 +224,7 @@ def test_names_that_are_no_part_of_models_are_found(reference):
     {"class_name": "function", "module": "builtins", "config": "relu", "registered_name": "relu"},
     {"class_name": "function", "module": "builtins", "config": "not_known", "registered_name": "function"},
     {"class_name": "function", "module": "keras.losses", "config": "mean_squared_error"},
-    {"class_name": "Functional", "module": f"{PACKAGE}.src.engine.functional", "config": {}},
+    {"class_name": "Functional", "module": FUNCTIONAL, "config": {}},
     {"class_name": "L2", "module": "keras.regularizers", "config": {}},
     {"class_name": "Dense", "module": "keras.layers", "config": {"kernel_type": "lambda", "module": "random"}},
 ], ids=lambda config: config["class_name"])  # fmt: skip

@@ -161,13 +161,13 @@ class KerasAdapter(ABC):
     def load(self, path: str, objects: dict, compile: bool, safe_mode: bool):
         """Loads a model; what Keras raises comes through."""
 
-    def save(self, model, path: str, **options) -> None:
-        """Saves a model; what Keras raises comes through."""
-        model.save(path, **options)
-
     def check_format(self, model, suffix: str) -> None:
         """Raises a ValueError for a model that would not load again from a file whose name ends so."""
         return
+
+    def save(self, model, path: str, options: dict) -> None:
+        """Saves a model, which stays as it is; what Keras raises comes through."""
+        model.save(path, **options)
 
     @abstractmethod
     def scales_loss(self, optimizer) -> bool:

@@ -13,6 +13,7 @@ from qatfast.flow.replacement import longest_name, recover, replacing
 from qatfast.flow.select import adapter_of, adapter_of_version
 from qatfast.flow.stored_code import StoredCodeError, find_code
 from qatfast.flow.stored_config import read_stored, stored_quantizers
+from qatfast.quantizers.base import quantizer_classes
 
 __all__ = ["load_model", "save_model"]
 
@@ -124,7 +125,7 @@ def save_model(model, path: str | os.PathLike, overwrite: bool = True, **options
             f"{path!r}; model.export(path) makes a SavedModel, for inference"
         )
     with replacing(target) as partial:
-        keras.save(model, partial, **options)
+        keras.save(model, partial, options)
 
 
 def _check_file(path, target):
@@ -201,7 +202,8 @@ def _registered_quantizers(keras, path, configs, objects):
 
     Keras itself takes a quantizer that it does not find for its name, or in a SavedModel for a layer without a class.
     """
-    known = {cls.__name__: cls for cls in get_all_subclasses(BaseKerasInferableQuantizer)} | objects
+    classes = (*get_all_subclasses(BaseKerasInferableQuantizer), *quantizer_classes())
+    known = {cls.__name__: cls for cls in classes} | objects
     found, missing = {}, []
     for class_name, registered_name, full_name in stored_quantizers(configs):
         classes = (keras.registered(name, known) for name in (registered_name, class_name))

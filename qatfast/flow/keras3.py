@@ -152,13 +152,6 @@ class _Keras3(KerasAdapter):
             _restore_optimizer(model, path, objects)
         return model
 
-    def save(self, model, path, **options):
-        compiled = getattr(model, "_compile_config", None)
-        kept = {} if compiled is None else dict(compiled.config)
-        model.save(path, **options)
-        if compiled is not None:  # the writer of .h5 files takes the optimizer out, and the next file would lack it
-            compiled.config.update(kept)
-
     def check_format(self, model, suffix):
         operations = all_operations(self, model) if self.is_graph_model(model) else ()
         names = [operation.name for operation in operations if not isinstance(operation, keras.layers.Layer)]
@@ -168,12 +161,25 @@ class _Keras3(KerasAdapter):
                 f"does not load from {suffix} files, got {model.name!r} with {', '.join(names[:5])}"
             )
 
+    def save(self, model, path, options):
+        if path.endswith(".keras") and "include_optimizer" in options:  # which Keras would ignore
+            raise ValueError(
+                f"save_model: include_optimizer must be left out for .keras files, which Keras 3 saves with the "
+                f"optimizer, got {options['include_optimizer']!r}"
+            )
+        compilation = getattr(model, "_compile_config", None)
+        kept = dict(compilation.config) if compilation else {}
+        super().save(model, path, options)
+        if compilation:  # Keras forgets the optimizer there as it writes an .h5 file
+            compilation.config.update(kept)
+
     def scales_loss(self, optimizer):
         return isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
 
     def custom_objects(self):
-        names = (self.holder.__name__, self.registered_name(self.holder))
-        return dict.fromkeys(names, self.holder) | super().custom_objects()
+        # Not the quantizers: these make them by themselves, and a name may be one of Keras' operations, as Clip.
+        classes = (self.wrapper, self.holder)
+        return {name: cls for cls in classes for name in (cls.__name__, self.registered_name(cls))}
 
     def registered(self, name, objects):
         return keras.saving.get_registered_object(name, objects)

@@ -34,7 +34,8 @@ class _Substitution(keras.StatelessScope):
     def __init__(self, values: list[tuple[keras.Variable, tf.Tensor]]):
         super().__init__(collect_losses=True, initialize_variables=False)
         # Not as the parent's argument, which would cast a tensor of a half type to the variable's and back.
-        self.state_mapping.update({id(variable): value for variable, value in values})
+        self._substituted = {id(variable): value for variable, value in values}
+        self.state_mapping.update(self._substituted)
 
     def get_current_value(self, variable):
         value = super().get_current_value(variable)
@@ -44,6 +45,11 @@ class _Substitution(keras.StatelessScope):
 
     def add_update(self, update):
         variable, value = update
+        if id(variable) in self._substituted:
+            raise ValueError(
+                f"{KerasTrainableQuantizationWrapper.__name__}: a layer must not assign a quantized weight while "
+                f"it is called, as its float numbers would be lost, got an assignment to {variable.path}"
+            )
         if self.original_scope is not None:
             self.original_scope.add_update(update)
         else:
