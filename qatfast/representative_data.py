@@ -85,6 +85,9 @@ class _Inputs:
 
     def __init__(self, model, names):
         self.names = names
+        self.structure = model.input
+        several = self.structure.values() if isinstance(self.structure, dict) else self.structure
+        self.is_nested = len(names) > 1 and any(isinstance(item, (dict, list, tuple)) for item in several)
         self.keys = sorted(model.input) if isinstance(model.input, dict) else self.names  # as Keras sorts them
         self.dtypes = [tf.as_dtype(tensor.dtype) for tensor in model.inputs]
         self.shapes = [(None, *tensor.shape[1:]) for tensor in model.inputs]
@@ -106,6 +109,8 @@ class _Inputs:
             if not 1 <= len(batch) <= 3:
                 raise ValueError(f"{_BATCH} must be (x, y) or (x, y, weight) if a tuple, got {len(batch)} items{where}")
             batch = batch[0]
+        if self.is_nested and _has_structure(batch, self.structure):
+            batch = tf.nest.flatten(batch)
         if isinstance(batch, Mapping):
             batch = self._by_name(batch, where)
         arrays = [_to_numpy(value, where) for value in (batch if isinstance(batch, (list, tuple)) else [batch])]
@@ -140,6 +145,14 @@ class _Inputs:
                 yield [array.take(range(start, end), axis=0, mode="wrap") for array in arrays]
             else:
                 yield [array[start:end] for array in arrays]
+
+
+def _has_structure(batch, structure):
+    try:
+        tf.nest.assert_same_structure(structure, batch, check_types=False)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _is_array(value):

@@ -218,8 +218,10 @@ def test_a_model_with_nested_and_shared_wrappers_saves_each_weight_once(tmp_path
     model.save(tmp_path / "model.keras")
     model.save_weights(tmp_path / "model.weights.h5")
     assert_equal(tf.keras.models.load_model(tmp_path / "model.keras")(ROWS), model(ROWS))
-    assert len(model.variables) == 3  # kernel, bias, threshold
-    assert len(saved_arrays(tmp_path / "model.weights.h5")) == 3
+    quantizer = wrapper.weights_quantizers["kernel"]
+    count = 2 + len(quantizer.quantizer_parameters)  # with kernel and bias
+    assert len(model.variables) == count
+    assert len(saved_arrays(tmp_path / "model.weights.h5")) == count
     assert_equal(model(ROWS), wrapper(ROWS) + wrapper(2 * ROWS))
 
 

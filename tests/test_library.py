@@ -97,20 +97,6 @@ print(hashlib.sha256(b"".join(r.numpy().tobytes() for r in results)).hexdigest()
 keras_3 = pytest.mark.skipif(tf.__version__.startswith("2.15"), reason="TensorFlow 2.15 has Keras 2 only")
 
 
-@keras_3
-def test_keras_2_is_chosen_even_after_tensorflow_was_imported():
-    code = "import tensorflow as tf, qatfast; print(tf.keras.layers.Layer.__module__)"
-    result = run_python(code, without="TF_USE_LEGACY_KERAS")
-    assert result.stdout.startswith("tf_keras")
-
-
-@keras_3
-def test_keras_3_in_use_is_an_error_that_says_what_to_do():
-    code = "import tensorflow as tf; tf.keras.Sequential; import qatfast"
-    result = run_python(code, without="TF_USE_LEGACY_KERAS")
-    assert "Import qatfast before the first use of tf.keras, or set TF_USE_LEGACY_KERAS=1." in result.stderr
-
-
 def test_ops_have_gpu_kernels_if_and_only_if_cuda_is_compiled_in():
     from tensorflow.python.framework.kernels import get_registered_kernels_for_op
 

@@ -86,7 +86,7 @@ class _VariableFactory:
         A name is cut to what follows its last '/', which Keras 3 does not allow. `use_resource` and `synchronization`
         have no meaning in Keras 3.
         """
-        return self._layer.add_weight(
+        variable = self._layer.add_weight(
             name=name and str(name).rpartition("/")[2],
             shape=() if shape is None else tuple(shape),
             dtype=None if dtype is None else tf.as_dtype(dtype).name,
@@ -97,6 +97,12 @@ class _VariableFactory:
             aggregation=getattr(aggregation, "name", str(aggregation)).lower(),
             autocast=experimental_autocast and autocast,
         )
+        # TensorFlow's checkpoints hold what is in attributes; Keras itself then knows the variable once.
+        attribute = f"quantizer_{variable.name}"
+        while hasattr(self._layer, attribute):
+            attribute += "_"
+        setattr(self._layer, attribute, variable)
+        return variable
 
 
 @keras.saving.register_keras_serializable(_PACKAGE)
