@@ -57,7 +57,7 @@ def dicts():
 def nested_structures():
     a, b = tf.keras.Input((6,), name="a"), tf.keras.Input((6,), name="b")
     x = hidden(a) - hidden(b)
-    return tf.keras.Model({"p": [a, b]}, {"q": [layers.Dense(2)(x), (layers.Dense(3)(x),)]}), {"p": [ROWS, -ROWS]}
+    return tf.keras.Model({"p": [a, b]}, {"q": layers.Dense(2)(x), "r": layers.Dense(3)(x)}), {"p": [ROWS, -ROWS]}
 
 
 def operations():
