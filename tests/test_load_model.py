@@ -362,7 +362,7 @@ class MyActivation(STEActivationQuantizer):
 
 def test_a_quantizer_that_is_not_defined_is_an_error_that_says_what_to_import(tmp_path, monkeypatch):
     (tmp_path / "my_quantizers.py").write_text(MODULE)
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
     subprocess.run(
         [sys.executable, "-c", WRITER, str(tmp_path), *SAVE_FORMATS], check=True, env=environment, cwd=tmp_path
     )
