@@ -69,11 +69,12 @@ def convert_input(op: str, x) -> tf.Tensor:
 def _to_tensor(op, argument, value, dtype=None):
     """Returns a value that is no tensor as one, of `dtype` if that is given; what makes no tensor is a TypeError.
 
-    So is a symbolic tensor of Keras: where that is possible, TensorFlow then has Keras make a layer of the call.
+    So is a symbolic tensor of Keras. TensorFlow then has Keras 2 make a layer of the call; in Keras 3 the user does.
     """
-    requirement = f"a dense tensor of {_INPUT_DTYPES}" if dtype is None else f"numbers, or a tensor of {dtype.name}"
-    error = TypeError(f"{op}: {argument} must be {requirement}, got {_describe(value)}")
     is_symbolic = any(cls.__name__ == "KerasTensor" for cls in type(value).__mro__)
+    advice = "; call the op in the call() of a layer of your own" if is_symbolic else ""
+    requirement = f"a dense tensor of {_INPUT_DTYPES}" if dtype is None else f"numbers, or a tensor of {dtype.name}"
+    error = TypeError(f"{op}: {argument} must be {requirement}, got {_describe(value)}{advice}")
     is_composite = isinstance(value, tf.__internal__.CompositeTensor) and not isinstance(value, tf.Variable)
     # TensorFlow would take these for numbers: objects and dates without looking, complex ones without their imaginary
     # part.

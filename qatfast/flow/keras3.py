@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import types
 
 import h5py
 import keras
@@ -81,10 +82,8 @@ class _Keras3(KerasAdapter):
             new = type(operation).from_config({key: value for key, value in config.items() if key != "name"})
             new.name = name
             return new
-        # A Lambda layer comes through its config, but it is no file's, and its function need not be registered.
-        function = getattr(operation, "function", None)
-        functions = {function.__name__: function} if hasattr(function, "__name__") else {}
-        with SafeModeScope(False), keras.saving.custom_object_scope(functions):
+        # A layer's functions come through its config, but are no file's: lambdas, and such as Keras would not find.
+        with SafeModeScope(False), keras.saving.custom_object_scope(_functions(operation)):
             new = type(operation).from_config({**config, "name": name})
         if operation.built and not new.built:
             new.build_from_config(operation.get_build_config())
@@ -205,6 +204,12 @@ class _Keras3(KerasAdapter):
 
 
 KERAS_3 = _Keras3()
+
+
+def _functions(layer):
+    """The functions that a layer, and those in it, have for attributes, by name."""
+    values = (value for inner in layer._flatten_layers() for value in vars(inner).values())
+    return {value.__name__: value for value in values if isinstance(value, types.FunctionType)}
 
 
 def _restore_optimizer(model, path, objects):

@@ -267,7 +267,7 @@ def find_variable(layer: keras.layers.Layer, path: str) -> keras.Variable:
     for name in path.split("."):
         try:
             value = value[int(name)] if name.isdigit() else getattr(value, name)
-        except (AttributeError, LookupError):
+        except (AttributeError, LookupError, TypeError):
             value = None
     if not (isinstance(value, keras.Variable) and keras.backend.is_float_dtype(value.dtype)):
         raise ValueError(
