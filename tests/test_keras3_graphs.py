@@ -110,11 +110,43 @@ def variable_length():
     return tf.keras.Model(steps, layers.Dense(2)(x)), STEPS
 
 
+def one_in_a_list():
+    row = tf.keras.Input((6,))
+    return tf.keras.Model([row], [layers.Dense(2)(hidden(row))]), [ROWS]
+
+
+def nested_model_of_dicts():
+    a, b = tf.keras.Input((6,), name="a"), tf.keras.Input((6,), name="b")
+    inner = tf.keras.Model({"a": a, "b": b}, {"sum": hidden(a) + hidden(b)}, name="inner")
+    row = tf.keras.Input((6,))
+    return tf.keras.Model(row, layers.Dense(2)(inner({"b": row * 2.0, "a": row})["sum"])), ROWS
+
+
+def several_outputs_of_an_operation():
+    row = tf.keras.Input((6,))
+    left, right = tf.keras.ops.split(hidden(row), 2, axis=1)
+    return tf.keras.Model(row, layers.Dense(2)(left) * layers.Dense(2)(right)), ROWS
+
+
+def masked_recurrence():
+    tokens = tf.keras.Input((None,), dtype="int32")
+    x = layers.Embedding(9, 6, mask_zero=True)(tokens)
+    x = layers.Bidirectional(layers.LSTM(4, return_sequences=True))(x)
+    return tf.keras.Model(tokens, layers.Dense(2)(hidden(layers.GRU(3)(x)))), TOKENS
+
+
+def outputs_that_layers_read():
+    row = tf.keras.Input((6,))
+    x = hidden(row)
+    return tf.keras.Model(row, [x, layers.Dense(2)(x), row]), ROWS
+
+
 GRAPHS = {
     function.__name__: function
     for function in (
         shared_and_nested, lists, dicts, nested_structures, operations, slices, attention, custom_layer,
-        training_false, mixed_policies, variable_length,
+        training_false, mixed_policies, variable_length, one_in_a_list, nested_model_of_dicts,
+        several_outputs_of_an_operation, masked_recurrence, outputs_that_layers_read,
     )
 } | {"sequential": lambda: (dense_net(), ROWS), "convolutions": lambda: (conv_net(), images())}  # fmt: skip
 
@@ -159,3 +191,18 @@ def step(model, data):
     before = [weight.numpy() for weight in model.trainable_weights]
     assert np.all(np.isfinite(model.train_on_batch(data, targets)))
     assert any(np.any(old != new.numpy()) for old, new in zip(before, model.trainable_weights, strict=True))
+
+
+def softplus_of_the_double(x):
+    return tf.math.softplus(2.0 * x)
+
+
+def test_functions_that_keras_would_not_find_need_no_registration():
+    row = tf.keras.Input((6,))
+    x = layers.TimeDistributed(layers.Lambda(tf.abs))(layers.Reshape((2, 3))(row))
+    x = layers.Dense(6, tf.nn.silu)(layers.Flatten()(x))
+    x = layers.Activation(softplus_of_the_double)(x)
+    model = tf.keras.Model(row, layers.Dense(2)(x))
+    quantized = qatfast.quantize_model(model, ROWS, qatfast.QATConfig(weight_n_bits=16, activation_n_bits=16))
+    np.testing.assert_allclose(quantized(ROWS), model(ROWS), atol=1e-3)
+    assert_equal(qatfast.finalize_model(quantized)(ROWS), quantized(ROWS))

@@ -294,7 +294,9 @@ def test_layers_that_compute_with_other_numbers_are_refused():
         quantized(in_int8, "kernel")
 
 
-@pytest.mark.parametrize("path", ["kernels", "kernel.0", "activation", "bias.kernel", "", "_layers.5.kernel"])
+@pytest.mark.parametrize(
+    "path", ["kernels", "kernel.0", "activation", "bias.kernel", "", "_layers.5.kernel", "activation.0", "0"]
+)
 def test_a_path_that_leads_to_no_variable_is_refused(path):
     quantizers = {path: STEWeightsQuantizer(weights_config())}
     with pytest.raises(ValueError, match=f"{path!r} must be a float variable of layer 'dense"):
