@@ -289,7 +289,7 @@ def test_bad_data_for_two_inputs_is_refused(two_inputs, kind):
 
 def identity_of(dtype, shape=(6,)):
     inputs = tf.keras.Input(shape, dtype=dtype)
-    return tf.keras.Model(inputs, inputs)
+    return tf.keras.Model(inputs, layers.Identity()(inputs))
 
 
 @pytest.mark.parametrize(
