@@ -22,7 +22,8 @@ BACKENDS = {"native": qatfast.ops, "reference": qatfast.reference}
 
 
 def pytest_configure(config):
-    if tf.keras.__version__.startswith("3.10."):  # a model of one input, once it is loaded, warns of a tensor there
+    # Where a model of one input, once it is loaded, warns of a tensor there.
+    if getattr(tf.keras, "__version__", "").startswith("3.10."):
         config.addinivalue_line("filterwarnings", "ignore:The structure of `inputs` doesn:UserWarning")
 
 
