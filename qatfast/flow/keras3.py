@@ -146,7 +146,8 @@ class _Keras3(KerasAdapter):
             find_variable(finalized, path).assign(value)
 
     def load(self, path, objects, compile, safe_mode):
-        model = keras.saving.load_model(path, custom_objects=objects, compile=compile, safe_mode=safe_mode)
+        with SafeModeScope(safe_mode):  # which reaches layers in layers of .h5 files, too
+            model = keras.saving.load_model(path, custom_objects=objects, compile=compile, safe_mode=safe_mode)
         if compile and path.endswith((".h5", ".hdf5")) and getattr(model, "optimizer", None) is not None:
             _restore_optimizer(model, path, objects)
         return model
