@@ -35,6 +35,7 @@ class KerasAdapter(ABC):
         api: The module whose `Model`, `layers`, `Sequential`, `activations` and `initializers` are meant.
         package: The name of the package that `api` is of.
         wrapper: The class of layers that quantize weights of another. It has `layer`, `weights_quantizers`.
+        any_wrapper: What all such layers are of, others' included.
         holder: The class of layers that quantize an activation. It has `activation_holder_quantizer`.
         depthwise_kernel: The attribute of a DepthwiseConv2D layer that is its kernel.
         file_suffixes: What the names of files of models end in.
@@ -46,9 +47,10 @@ class KerasAdapter(ABC):
     api: Any
     package: str
     wrapper: type
+    any_wrapper: type
     holder: type
     depthwise_kernel: str
-    file_suffixes: tuple[str, ...]
+    file_suffixes = (".keras", ".h5", ".hdf5")
     locks_models: bool
     saves_folders: bool
 
@@ -119,18 +121,34 @@ class KerasAdapter(ABC):
         """Copies weights between operations of the same kind; either may be wrapped. Quantizers' are not copied."""
 
     @abstractmethod
-    def policy_scope(self, policy) -> contextlib.AbstractContextManager:
-        """Has a policy be the global one, which a Functional model takes for its own."""
+    def global_policy(self):
+        """The global policy, which a Functional model takes for its own."""
+
+    @abstractmethod
+    def set_global_policy(self, policy) -> None:
+        """Sets the global policy."""
+
+    @contextlib.contextmanager
+    def policy_scope(self, policy) -> Iterator[None]:
+        """Has a policy be the global one for a while."""
+        previous = self.global_policy()
+        self.set_global_policy(policy)
+        try:
+            yield
+        finally:
+            self.set_global_policy(previous)
 
     # Quantization.
 
-    @abstractmethod
     def is_quantized(self, operation) -> bool:
         """Whether an operation is a wrapper or a holder, of qatfast or of others, or what `finalized` made of one."""
+        return isinstance(operation, (self.any_wrapper, self.holder))
 
-    @abstractmethod
     def quantizers(self, operation) -> list:
         """The quantizers of a wrapper or a holder; none of other operations."""
+        if isinstance(operation, self.any_wrapper):
+            return list(operation.weights_quantizers.values())
+        return [operation.activation_holder_quantizer] if isinstance(operation, self.holder) else []
 
     @abstractmethod
     def quantized_weights(self, operation) -> list[tuple[Any, Any]]:

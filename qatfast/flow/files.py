@@ -6,14 +6,12 @@ import re
 import warnings
 
 import tensorflow as tf
-from mct_quantizers.common.get_all_subclasses import get_all_subclasses
-from mct_quantizers.keras.quantizers import BaseKerasInferableQuantizer
 
 from qatfast.flow.replacement import longest_name, recover, replacing
 from qatfast.flow.select import adapter_of, adapter_of_version
 from qatfast.flow.stored_code import StoredCodeError, find_code
 from qatfast.flow.stored_config import read_stored, stored_quantizers
-from qatfast.quantizers.base import quantizer_classes
+from qatfast.quantizers.base import classes_by_name
 
 __all__ = ["load_model", "save_model"]
 
@@ -49,7 +47,7 @@ def load_model(
 
     Raises:
         FileNotFoundError: There is nothing at `path`.
-        ValueError: It is no model that Keras 2 saved, or a damaged one; it holds code and `safe_mode` is set; or a
+        ValueError: It is no model that Keras saved, or a damaged one; it holds code and `safe_mode` is set; or a
             class that it names is not defined: the message says which module to import.
     """
     path = _as_text("load_model", path)
@@ -202,8 +200,7 @@ def _registered_quantizers(keras, path, configs, objects):
 
     Keras itself takes a quantizer that it does not find for its name, or in a SavedModel for a layer without a class.
     """
-    classes = (*get_all_subclasses(BaseKerasInferableQuantizer), *quantizer_classes())
-    known = {cls.__name__: cls for cls in classes} | objects
+    known = classes_by_name() | objects
     found, missing = {}, []
     for class_name, registered_name, full_name in stored_quantizers(configs):
         classes = (keras.registered(name, known) for name in (registered_name, class_name))

@@ -1,6 +1,5 @@
 """Keras 2 as the flow uses it: TensorFlow 2.15's `tf.keras`, or the package tf-keras under a newer TensorFlow."""
 
-import contextlib
 import os
 
 import tensorflow as tf
@@ -28,9 +27,9 @@ class _Keras2(KerasAdapter):
     api = tf.keras
     package = KERAS_PACKAGE
     wrapper = KerasTrainableQuantizationWrapper
+    any_wrapper = KerasQuantizationWrapper
     holder = KerasActivationQuantizationHolder
     depthwise_kernel = "depthwise_kernel"
-    file_suffixes = (".keras", ".h5", ".hdf5")
     locks_models = False
     saves_folders = True
 
@@ -71,23 +70,11 @@ class _Keras2(KerasAdapter):
     def copy_weights(self, source, target):
         copy_weights(source, target)
 
-    @contextlib.contextmanager
-    def policy_scope(self, policy):
-        previous = tf.keras.mixed_precision.global_policy()
+    def global_policy(self):
+        return tf.keras.mixed_precision.global_policy()
+
+    def set_global_policy(self, policy):
         tf.keras.mixed_precision.set_global_policy(policy)
-        try:
-            yield
-        finally:
-            tf.keras.mixed_precision.set_global_policy(previous)
-
-    def is_quantized(self, operation):
-        return isinstance(operation, (KerasQuantizationWrapper, KerasActivationQuantizationHolder))
-
-    def quantizers(self, operation):
-        if isinstance(operation, KerasQuantizationWrapper):
-            return list(operation.weights_quantizers.values())
-        is_holder = isinstance(operation, KerasActivationQuantizationHolder)
-        return [operation.activation_holder_quantizer] if is_holder else []
 
     def quantized_weights(self, operation):
         if not isinstance(operation, KerasQuantizationWrapper):

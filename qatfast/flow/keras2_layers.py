@@ -1,7 +1,5 @@
 """The Keras 2 layers that quantizers train in, and their conversion to layers of mct-quantizers alone."""
 
-import inspect
-
 import tensorflow as tf
 from mct_quantizers import KerasActivationQuantizationHolder, KerasQuantizationWrapper
 from mct_quantizers.common.base_inferable_quantizer import BaseInferableQuantizer
@@ -10,7 +8,7 @@ from mct_quantizers.common.constants import ACTIVATION_HOLDER_QUANTIZER
 from qatfast._keras import register_for_saving
 from qatfast.flow.float32 import float32_config
 from qatfast.flow.keras2_symbols import is_operation_name
-from qatfast.quantizers.base import is_trainable_quantizer, quantizer_classes
+from qatfast.quantizers.base import call_quantizer, is_trainable_quantizer, quantizer_classes
 
 __all__ = [
     "KerasTrainableQuantizationWrapper",
@@ -150,8 +148,8 @@ def round_as_trained(source: KerasQuantizationWrapper, target: KerasQuantization
     for (_, weight, quantizer), (_, variable, exported) in pairs:
         if not is_trainable_quantizer(quantizer):
             continue
-        arguments = {"training": False} if "training" in inspect.signature(quantizer.__call__).parameters else {}
-        trained = tf.cast(quantizer(tf.cast(weight, source.compute_dtype), **arguments), tf.float32)
+        quantized = call_quantizer(quantizer, tf.cast(weight, source.compute_dtype), training=False)
+        trained = tf.cast(quantized, tf.float32)
         helps = tf.abs(exported(trained) - trained) < tf.abs(exported(variable) - trained)
         variable.assign(tf.where(helps, trained, variable))
 

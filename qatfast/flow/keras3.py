@@ -1,6 +1,5 @@
 """Keras 3 as the flow uses it."""
 
-import contextlib
 import sys
 import types
 
@@ -19,12 +18,11 @@ from qatfast.flow.graph import all_operations
 from qatfast.flow.keras3_layers import (
     KerasActivationQuantizationHolder,
     KerasTrainableQuantizationWrapper,
-    call_quantizer,
     check_plain_weights,
     find_variable,
 )
 from qatfast.quantizers import LSQActivationQuantizer
-from qatfast.quantizers.base import is_trainable_quantizer
+from qatfast.quantizers.base import call_quantizer, is_trainable_quantizer
 
 __all__ = ["KERAS_3"]
 
@@ -36,10 +34,9 @@ class _Keras3(KerasAdapter):
     name = "Keras 3"
     api = keras
     package = "keras"
-    wrapper = KerasTrainableQuantizationWrapper
+    wrapper = any_wrapper = KerasTrainableQuantizationWrapper
     holder = KerasActivationQuantizationHolder
     depthwise_kernel = "kernel"
-    file_suffixes = (".keras", ".h5", ".hdf5")
     locks_models = True
     saves_folders = False
 
@@ -99,22 +96,14 @@ class _Keras3(KerasAdapter):
             if hasattr(layer, "finalize_state"):  # Normalization and its like compute with tensors made of weights
                 layer.finalize_state()
 
-    @contextlib.contextmanager
-    def policy_scope(self, policy):
-        previous = keras.config.dtype_policy()
+    def global_policy(self):
+        return keras.config.dtype_policy()
+
+    def set_global_policy(self, policy):
         keras.config.set_dtype_policy(policy)
-        try:
-            yield
-        finally:
-            keras.config.set_dtype_policy(previous)
 
     def is_quantized(self, operation):
-        return isinstance(operation, (self.wrapper, self.holder, FakeQuantWithMinMaxVars))
-
-    def quantizers(self, operation):
-        if isinstance(operation, self.wrapper):
-            return list(operation.weights_quantizers.values())
-        return [operation.activation_holder_quantizer] if isinstance(operation, self.holder) else []
+        return super().is_quantized(operation) or isinstance(operation, FakeQuantWithMinMaxVars)
 
     def quantized_weights(self, operation):
         if not isinstance(operation, self.wrapper):

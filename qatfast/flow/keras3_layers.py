@@ -12,15 +12,12 @@ import keras
 import tensorflow as tf
 from mct_quantizers.common.base_inferable_quantizer import BaseInferableQuantizer
 from mct_quantizers.common.constants import ACTIVATION_HOLDER_QUANTIZER, WEIGHTS_QUANTIZERS
-from mct_quantizers.common.get_all_subclasses import get_all_subclasses
-from mct_quantizers.keras.quantizers import BaseKerasInferableQuantizer
 
-from qatfast.quantizers.base import quantizer_classes
+from qatfast.quantizers.base import call_quantizer, classes_by_name
 
 __all__ = [
     "KerasActivationQuantizationHolder",
     "KerasTrainableQuantizationWrapper",
-    "call_quantizer",
     "check_plain_weights",
     "find_variable",
 ]
@@ -142,6 +139,7 @@ class KerasTrainableQuantizationWrapper(keras.layers.Wrapper):
         kwargs.setdefault("name", layer.name)
         super().__init__(layer, **kwargs)
         self.weights_quantizers = dict(weights_quantizers)
+        self._layer_takes_training = "training" in inspect.signature(layer.call).parameters
         self.supports_masking = layer.supports_masking
         self.supports_jit = bool(supports_jit)
         if layer.built:
@@ -179,7 +177,7 @@ class KerasTrainableQuantizationWrapper(keras.layers.Wrapper):
 
     def call(self, *args, training=None, **kwargs):
         """Calls the layer."""
-        if "training" in inspect.signature(self.layer.call).parameters:
+        if self._layer_takes_training:
             kwargs["training"] = training
         values = []
         for path, quantizer in self.weights_quantizers.items():
@@ -290,13 +288,6 @@ def check_plain_weights(layer: keras.layers.Layer) -> None:
             raise ValueError(f"layer {inner.name!r} must be a float layer to be quantized, got one quantized to {mode}")
 
 
-def call_quantizer(quantizer, inputs, training):
-    """Returns `inputs` quantized; a quantizer may leave out the argument `training`."""
-    if "training" in inspect.signature(quantizer.__call__).parameters:
-        return quantizer(inputs, training=bool(training))
-    return quantizer(inputs)
-
-
 def _with_signature_of(wrapped, call):
     """`call`, with the signature of `wrapped` and an argument `training`."""
     signature = inspect.signature(wrapped)
@@ -329,9 +320,8 @@ def _serialized(quantizer):
 
 def _deserialized(owner, data, custom_objects):
     """The quantizer of `_serialized` data; of several classes of one name the newest, unless the config says which."""
-    classes = {cls.__name__: cls for cls in (*get_all_subclasses(BaseKerasInferableQuantizer), *quantizer_classes())}
     name = data["class_name"]
-    cls = keras.saving.get_registered_object(name, custom_objects) or classes.get(name)
+    cls = keras.saving.get_registered_object(name, custom_objects) or classes_by_name().get(name)
     if cls is None:
         raise ValueError(
             f"{owner}: the class of a quantizer must be defined before it is made of a config, got "

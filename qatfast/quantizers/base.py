@@ -9,6 +9,8 @@ from typing import Any
 
 from mct_quantizers import QuantizationMethod, QuantizationTarget
 from mct_quantizers.common.base_inferable_quantizer import BaseInferableQuantizer
+from mct_quantizers.common.get_all_subclasses import get_all_subclasses
+from mct_quantizers.keras.quantizers import BaseKerasInferableQuantizer
 
 from qatfast._keras import register_for_saving
 from qatfast.config import TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
@@ -18,6 +20,8 @@ from qatfast.quantizers.serialization import from_json, to_json
 __all__ = [
     "BaseKerasQATTrainableQuantizer",
     "VariableGroup",
+    "call_quantizer",
+    "classes_by_name",
     "get_quantizer_class",
     "is_trainable_quantizer",
     "quantizer_classes",
@@ -199,6 +203,24 @@ class BaseKerasQATTrainableQuantizer(BaseInferableQuantizer, ABC):
 def is_trainable_quantizer(quantizer) -> bool:
     """Returns whether a quantizer can be converted to an inferable one."""
     return callable(getattr(quantizer, "convert2inferable", None))
+
+
+def call_quantizer(quantizer, inputs, training):
+    """Returns `inputs` quantized; a quantizer may leave out the argument `training`."""
+    if _takes_training(type(quantizer)):
+        return quantizer(inputs, training=bool(training))
+    return quantizer(inputs)
+
+
+@functools.lru_cache(maxsize=256)
+def _takes_training(cls):
+    return "training" in inspect.signature(cls.__call__).parameters
+
+
+def classes_by_name() -> dict[str, type]:
+    """Returns all quantizers, mct-quantizers' included, by their bare names; of several of one name the newest."""
+    classes = (*get_all_subclasses(BaseKerasInferableQuantizer), *quantizer_classes())
+    return {cls.__name__: cls for cls in classes}
 
 
 def quantizer_classes(base: type = BaseKerasQATTrainableQuantizer) -> list[type]:
