@@ -81,7 +81,7 @@ $(EMULATION)/_emulated_cuda.so: $(VENV)/.tensorflow $(EMULATED_SOURCES) $(shell 
 	$(call module,$(BIN)/python,$(EMULATED_SOURCES),-Wno-unknown-pragmas -DQATFAST_EMULATED_GPU -I tests/cuda_emulation)
 
 test: install $(if $(CUDA_SOURCES),$(EMULATION)/_emulated_cuda.so)
-	HYPOTHESIS_PROFILE=ci PYTHONPATH=$(EMULATION):$$PYTHONPATH $(BIN)/pytest -n $(JOBS) --dist worksteal \
+	HYPOTHESIS_PROFILE=ci PYTHONPATH=$(EMULATION)$${PYTHONPATH:+:$$PYTHONPATH} $(BIN)/pytest -n $(JOBS) --dist worksteal \
 		$(if $(KERAS),$(KERAS_TESTS),tests)
 
 $(CORE)/.installed:
